@@ -1,0 +1,1 @@
+"""Ways to a first boot: one file each."""
