@@ -171,7 +171,7 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        for pipe in (self._popen.stdin, self._popen.stdout):
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
