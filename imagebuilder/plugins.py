@@ -157,12 +157,19 @@ class PostProcessor(Protocol):
         """Make something of the artifact; what it makes appears complete or not at all. The input is never touched."""
 
 
-class Builder(Protocol):
-    def guest(self, ui: Ui) -> AbstractContextManager[Guest]:
-        """Install or boot; yields when provisioners can run; shuts down and stops the machine at the end."""
+class BuildSession(Protocol):
+    """One run of a builder; it owns what the run makes."""
 
-    def artifact(self, ui: Ui) -> Artifact:
+    def guest(self) -> AbstractContextManager[Guest]:
+        """Install or boot; yields when provisioners can run; shuts the machine down at the end of the block."""
+
+    def artifact(self) -> Artifact:
         """Compact, convert, checksum; put the result under its final name."""
+
+
+class Builder(Protocol):
+    def session(self, ui: Ui) -> AbstractContextManager[BuildSession]:
+        """Check the host and claim the output; whatever is unfinished at the end of the block is removed."""
 
 
 def names(kind: Kind) -> list[str]:

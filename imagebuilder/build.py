@@ -1,0 +1,202 @@
+"""One build from its plan to its artifacts: guest, provisioners, export, post-processors.
+
+Builds run on the main thread of their process: a signal is a KeyboardInterrupt wherever the build stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from imagebuilder import artifact as artifacts
+from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
+from imagebuilder.plugins import Artifact, Guest, OnError, Processed
+from imagebuilder.template import BuildPlan, Plan, PostProcessorPlan, ProvisionerPlan
+from imagebuilder.ui import Ui, duration
+
+_WITHOUT_GUEST = frozenset({"shell-local", "breakpoint", "sleep"})
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What came of one build: artifacts, or the error that ended it; seconds it took."""
+
+    name: str
+    artifacts: tuple[Artifact, ...] = ()
+    error: ImgbuildError | None = None
+    interrupted: bool = False
+    seconds: float = field(default=0.0, compare=False)
+
+
+def check(plan: Plan) -> None:
+    """What can only be seen across components: provisioners that need a guest nobody can reach. Raises TemplateError."""
+    found = [
+        Problem(
+            f"provisioner '{step.type}' needs to reach the guest, and build '{build.context.build_name}' has "
+            "communicator 'none'",
+            step.position,
+            "use a communicator, or only shell-local, breakpoint and sleep",
+        )
+        for build in plan.builds
+        if getattr(build.builder_options, "communicator", "ssh") == "none"
+        for step in build.provisioners
+        if step.type not in _WITHOUT_GUEST
+    ]
+    if found:
+        raise TemplateError(found)
+
+
+def run(plan: BuildPlan, ui: Ui) -> BuildResult:
+    """Run one build to its end; errors become part of the result, an interrupt too once all is cleaned up."""
+    began = time.monotonic()
+    for secret in plan.context.sensitive:
+        ui.mask(secret)
+    name = plan.context.build_name
+    try:
+        made = tuple(_run(plan, ui))
+    except KeyboardInterrupt:
+        ui.error("Interrupted: everything this build had begun is removed")
+        return BuildResult(name, interrupted=True, seconds=time.monotonic() - began)
+    except ImgbuildError as error:
+        _tell(error, ui)
+        return BuildResult(name, error=error, seconds=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    ui.event("finished", f"Build '{name}' finished after {duration(seconds)}.", seconds=round(seconds, 3))
+    return BuildResult(name, made, seconds=seconds)
+
+
+def _run(plan: BuildPlan, ui: Ui) -> list[Artifact]:
+    with plan.builder.session(ui) as session:
+        with session.guest() as guest:
+            provision(plan, guest, ui)
+        artifact = session.artifact()
+    return post_process(plan.post_processors, artifact, ui)
+
+
+def _tell(error: ImgbuildError, ui: Ui) -> None:
+    ui.error(error.message)
+    if error.hint:
+        ui.error(f"hint: {error.hint}")
+
+
+def provision(plan: BuildPlan, guest: Guest, ui: Ui) -> None:
+    """Run the provisioners in order; when one fails for good, the error-cleanup-provisioner, and the error goes on."""
+    for step in plan.provisioners:
+        try:
+            _provision_or_ask(plan, step, guest, ui)
+        except ImgbuildError:
+            if plan.error_cleanup is not None and plan.context.on_error is not OnError.ABORT:
+                _clean_up(plan.error_cleanup, guest, ui)
+            raise
+        if plan.context.debug:
+            ask("Provisioner '%s' is done. Press enter to continue." % step.type, ui)
+
+
+def _clean_up(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
+    ui.say("Running the error-cleanup-provisioner")
+    try:
+        _attempt(step, guest, ui)
+    except ImgbuildError as error:
+        ui.error(f"The error-cleanup-provisioner failed too: {error.message}")
+
+
+def _provision_or_ask(plan: BuildPlan, step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
+    while True:
+        try:
+            return _with_retries(step, guest, ui)
+        except ImgbuildError as error:
+            if plan.context.on_error is not OnError.ASK:
+                raise
+            _tell(error, ui)
+            if ask(f"Provisioner '{step.type}' failed. [r]etry it, or anything else to go on failing?", ui) != "r":
+                raise
+
+
+def _with_retries(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
+    if step.pause_before:
+        ui.say(f"Pausing {duration(step.pause_before)} before '{step.type}'")
+        time.sleep(step.pause_before)
+    for attempt in range(step.max_retries + 1):
+        try:
+            return _attempt(step, guest, ui)
+        except ImgbuildError as error:
+            if attempt == step.max_retries:
+                raise
+            ui.error(error.message)
+            ui.say(f"Trying '{step.type}' again (retry {attempt + 1} of {step.max_retries})")
+
+
+def _attempt(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
+    with deadline(step.timeout, f"provisioner '{step.type}'"):
+        step.component.provision(guest, ui)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, what: str) -> Iterator[None]:
+    """End the block with a GuestError after so many seconds (0: never). Only on the main thread (setitimer(2))."""
+    if not seconds:
+        yield
+        return
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise GuestError(f"{what} took longer than its timeout of {duration(seconds)}")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def ask(question: str, ui: Ui) -> str:
+    """The first letter of the person's answer; "" when nobody can answer."""
+    ui.say(question)
+    if not sys.stdin or not sys.stdin.isatty():
+        return ""
+    return sys.stdin.readline().strip().lower()[:1]
+
+
+def post_process(chains: Sequence[Sequence[PostProcessorPlan]], built: Artifact, ui: Ui) -> list[Artifact]:
+    """Run every chain on the built artifact; what no chain keeps is removed only after all of them succeeded.
+
+    Packer destroys the finished image when a post-processor fails; here a failure leaves all that exists where it is.
+    """
+    results, discarded = [], []
+    keep_built = not chains
+    for chain in chains:
+        current = built
+        for step in chain:
+            ui.say(f"Running post-processor: {step.name}")
+            try:
+                done: Processed = step.component.process(current, ui)
+            except ImgbuildError:
+                ui.message(f"The image is untouched: {built.description}")
+                raise
+            kept = _kept(step, done)
+            if current is built:
+                keep_built = keep_built or kept
+            elif kept:
+                results.append(current)
+            elif current is not done.artifact:
+                discarded.append(current)
+            current = done.artifact
+        if current is not built:
+            results.append(current)
+        else:
+            keep_built = True
+    for artifact in ([] if keep_built else [built]) + discarded:
+        artifacts.destroy(artifact, keeping=results)
+    return ([built] if keep_built else []) + results
+
+
+def _kept(step: PostProcessorPlan, done: Processed) -> bool:
+    if done.keep_input is not None:
+        return done.keep_input
+    return bool(step.keep_input_artifact)

@@ -1,0 +1,245 @@
+"""The command `imgbuild`: options, what is shown, exit codes.
+
+Exit codes: 0 ok, 1 a build failed, 2 the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from imagebuilder import __version__, build, interrupt, planning, results, template, ui, workers
+from imagebuilder.errors import ImgbuildError, TemplateError
+from imagebuilder.plugins import OnError
+
+_BOOLEAN = frozenset({"color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel"})
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Packer's spelling to click's: `-only=a` -> `--only=a`, `-color=false` -> `--no-color`; after `--` nothing."""
+    out: list[str] = []
+    for number, word in enumerate(arguments):
+        if word == "--":
+            return out + list(arguments[number:])
+        if re.match(r"-[a-z][a-z-]+(=|$)", word):
+            word = f"-{word}"
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in _BOOLEAN and equals:
+            word = f"--{name}" if value.lower() in ("true", "1", "t") else f"--no-{name}"
+        out.append(word)
+    return out
+
+
+def _hoist(arguments: list[str]) -> tuple[list[str], str]:
+    """Take `-machine-readable` and `--json` out, wherever they stand; what is left, and which was there."""
+    style = "json" if "--json" in arguments else "machine" if "--machine-readable" in arguments else "text"
+    return [word for word in arguments if word not in ("--json", "--machine-readable")], style
+
+
+def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+_TEMPLATE = click.argument("path", metavar="TEMPLATE")
+_VARIABLES = _options(
+    click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated."),
+    click.option("--var-file", "var_files", multiple=True, metavar="FILE", help="JSON or YAML file of variables."),
+)
+_SELECTION = _options(
+    click.option("--only", metavar="A,B", help="Only the builds with these names."),
+    click.option("--except", "except_", metavar="A,B", help="Not the builds and post-processors with these names."),
+)
+_ON_ERROR = click.Choice([str(choice) for choice in OnError])
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every option may be written with one dash, as Packer's. Example: imgbuild build -var mem=2048 centos.json",
+)
+@click.version_option(__version__, prog_name="imgbuild")
+def main_group() -> None:
+    """Build golden disk images: describe a machine once, build its image, boot a thousand of it.
+
+    Options that every command takes: --machine-readable (Packer's comma-separated lines), --json (events as JSON lines).
+    """
+
+
+@main_group.command("build", epilog="Example: imgbuild build -only=qemu -var 'version=12' debian-12.json")
+@_TEMPLATE
+@_VARIABLES
+@_SELECTION
+@click.option("--force/--no-force", help="Replace an earlier image of this name.")
+@click.option("--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine.")
+@click.option("--parallel-builds", type=click.IntRange(0), default=0, metavar="N", help="At most N builds at once.")
+@click.option("--parallel/--no-parallel", default=True, hidden=True)
+@click.option("--debug/--no-debug", help="Pause after every provisioner.")
+@click.option("--color/--no-color", default=None, help="Colours; default: on a terminal.")
+@click.option("--timestamp-ui/--no-timestamp-ui", help="Begin every line with the time.")
+@click.pass_context
+def build_command(context: click.Context, path: str, **options: Any) -> None:
+    """Build the images of TEMPLATE ('-': standard input)."""
+    plan = _plan(path, options)
+    build.check(plan)
+    console = _console(context, options["color"], options["timestamp_ui"])
+    _warn(plan.warnings, console)
+    at_once = 1 if not options["parallel"] else options["parallel_builds"]
+    try:
+        outcome = workers.run_all(plan.builds, console.show, at_once=at_once)
+    finally:
+        console.close()
+    context.exit(results.show(outcome, console))
+
+
+@main_group.command("validate", epilog="Example: imgbuild validate -var-file=ci.json centos.json")
+@_TEMPLATE
+@_VARIABLES
+@_SELECTION
+@click.option("--syntax-only/--no-syntax-only", help="Only look whether the file can be read.")
+@click.pass_context
+def validate_command(context: click.Context, path: str, syntax_only: bool, **options: Any) -> None:
+    """Report everything that is wrong with TEMPLATE; nothing is started."""
+    console = _console(context)
+    if syntax_only:
+        template.load_template(path)
+        console.show(ui.Event("say", "", "Syntax-only check passed. Everything looks okay."))
+        return
+    plan = _plan(path, options)
+    build.check(plan)
+    _warn(plan.warnings, console)
+    console.show(ui.Event("say", "", "The template is valid."))
+
+
+@main_group.command("inspect", epilog="Example: imgbuild inspect centos.json")
+@_TEMPLATE
+@click.pass_context
+def inspect_command(context: click.Context, path: str) -> None:
+    """Show what TEMPLATE holds: variables, builders, provisioners, post-processors."""
+    planning.show_inspection(template.inspect(template.load_template(path)), _console(context))
+
+
+@main_group.command("plan", epilog="Example: imgbuild plan -only=qemu centos.json")
+@_TEMPLATE
+@_VARIABLES
+@_SELECTION
+@click.option("--force/--no-force", help="As in build.")
+@click.pass_context
+def plan_command(context: click.Context, path: str, **options: Any) -> None:
+    """Show what `build` would do: resolved options, steps, QEMU's arguments. Nothing is started."""
+    plan = _plan(path, options)
+    build.check(plan)
+    console = _console(context)
+    _warn(plan.warnings, console)
+    for one in plan.builds:
+        planning.show_plan(one, console)
+
+
+@main_group.command("version", epilog="Example: imgbuild version")
+@click.pass_context
+def version_command(context: click.Context) -> None:
+    """Print the version."""
+    planning.show_version(_console(context))
+
+
+def _plan(path: str, options: dict[str, Any]) -> template.Plan:
+    variables = [_assignment(word) for word in options["variables"]]
+    return template.plan_builds(
+        template.load_template(path),
+        variables=variables,
+        var_files=options["var_files"],
+        only=_names(options["only"]),
+        except_=_names(options["except_"]),
+        on_error=OnError(options.get("on_error") or OnError.CLEANUP),
+        force=bool(options.get("force")),
+        debug=bool(options.get("debug")),
+        environ=os.environ,
+    )
+
+
+def _assignment(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise TemplateError(f"-var '{word}' is not of the form NAME=VALUE")
+    return name, value
+
+
+def _names(words: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in (words or "").split(","))))
+
+
+def _console(context: click.Context, color: bool | None = None, timestamps: bool = False) -> ui.Console:
+    style = context.find_root().obj
+    if style == "machine":
+        return ui.MachineConsole(sys.stdout)
+    if style == "json":
+        return ui.JsonConsole(sys.stdout)
+    plain = any(os.environ.get(name) for name in ("NO_COLOR", "PACKER_NO_COLOR"))
+    coloured = sys.stdout.isatty() and not plain if color is None else color
+    return ui.TextConsole(sys.stdout, sys.stderr, color=coloured, timestamps=timestamps)
+
+
+def _warn(warnings: Sequence[object], console: ui.Console) -> None:
+    for warning in warnings:
+        console.show(ui.Event("warning", "", str(warning)))
+
+
+def _log() -> None:
+    """PACKER_LOG / IMGBUILD_LOG: the developers' log on standard error, or in the file of ..._LOG_PATH."""
+    path = os.environ.get("IMGBUILD_LOG_PATH") or os.environ.get("PACKER_LOG_PATH")
+    if path or (os.environ.get("IMGBUILD_LOG") or os.environ.get("PACKER_LOG") or "0") != "0":
+        target: dict[str, Any] = {"filename": Path(path)} if path else {"stream": sys.stderr}
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s", **target)
+        logging.getLogger("paramiko").setLevel(logging.INFO)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    words, style = _hoist(normalise(sys.argv[1:] if arguments is None else arguments))
+    _log()
+    try:
+        with interrupt.unwinding():
+            sys.exit(main_group.main(words, prog_name="imgbuild", standalone_mode=False, obj=style))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except ImgbuildError as error:
+        _fail(error, style)
+    except (KeyboardInterrupt, click.Abort):
+        ui.stderr_line("Interrupted.")
+        sys.exit(interrupt.EXIT_CODE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: ImgbuildError, style: str) -> None:
+    problems = error.problems if isinstance(error, TemplateError) else (error.message,)
+    if style == "json":
+        for problem in problems:
+            ui.JsonConsole(sys.stdout).show(ui.Event("error", "", str(problem), _place(problem)))
+    elif style == "machine":
+        for problem in problems:
+            ui.MachineConsole(sys.stdout).show(ui.Event("error", "", str(problem)))
+    for problem in problems:
+        ui.stderr_line(f"Error: {problem}")
+    if error.hint:
+        ui.stderr_line(f"hint: {error.hint}")
+    sys.exit(error.exit_code)
+
+
+def _place(problem: object) -> dict[str, Any]:
+    position = getattr(problem, "position", None)
+    return json.loads(json.dumps(position.__dict__)) if position else {}

@@ -1,0 +1,118 @@
+"""What a failed build leaves for the person: first what happened, then what the guest showed, then what to try.
+
+A folder beside the output directory holds screenshot.png, screen.txt, serial.log, qemu.log, access.log, argv and
+report.txt; the next build of that name replaces it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagebuilder import screen, symptoms
+from imagebuilder.errors import CommandError, ImgbuildError
+from imagebuilder.httpserver import Access
+from imagebuilder.machine import Machine
+from imagebuilder.ui import Ui
+
+_REPORT = "report.txt"
+_LINES = 12
+
+
+@dataclass
+class Evidence:
+    """What is known when a build fails; filled in as it goes on."""
+
+    folder: Path
+    machine: Machine | None = None
+    accesses: Sequence[Access] = ()
+    served: bool = False  # something was there to be fetched
+    connected: bool = False  # SSH answered and let us in
+    logs: list[Path] = field(default_factory=list)
+
+
+def folder_of(output: Path) -> Path:
+    """Where the evidence of a failed build of that output lies."""
+    return output.with_name(f"{output.name}.failed")
+
+
+def clear(folder: Path) -> None:
+    """Remove the evidence of an earlier failure; a folder that isn't ours stays."""
+    if (folder / _REPORT).is_file():
+        shutil.rmtree(folder)
+
+
+def report(error: ImgbuildError, evidence: Evidence, ui: Ui) -> None:
+    """Gather, write down and show; nothing that goes wrong here hides the error itself."""
+    shown = _screen_lines(evidence.machine)
+    serial = screen.last_lines(evidence.machine.serial_log, _LINES) if evidence.machine else []
+    story = list(_story(error, evidence, shown, serial))
+    with contextlib.suppress(OSError):
+        _write(error, evidence, shown, [ui.masked(line) for line in story])
+        story.append(f"More is in {evidence.folder}: {', '.join(sorted(p.name for p in evidence.folder.iterdir()))}")
+    for line in story:
+        ui.message(line)
+
+
+def _story(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], serial: Sequence[str]) -> Iterator[str]:
+    if evidence.machine is not None and not evidence.connected:
+        yield from _block("The screen showed last:", shown)
+        yield from _block("The serial line showed last:", serial)
+    if evidence.served:
+        yield _fetched(evidence.accesses)
+    if evidence.machine is not None:
+        yield "SSH answered and let us in." if evidence.connected else "SSH did not let us in."
+    symptom = None if evidence.connected else symptoms.find([*serial, *shown])
+    if symptom is not None:
+        yield f"That means: {symptom.sentence}"
+        yield f"Try: {symptom.advice}"
+    elif error.hint is None and evidence.served and not evidence.accesses and not evidence.connected:
+        yield "Try: see whether the boot command reached its prompt (boot_wait, <waitfor>), or boot the kernel directly"
+
+
+def _block(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if any(line.strip() for line in lines):
+        yield title
+        yield from (f"    {line}" for line in lines)
+
+
+def _fetched(accesses: Sequence[Access]) -> str:
+    if not accesses:
+        return "Nothing was fetched from the HTTP server: the guest never asked for its kickstart."
+    paths = dict.fromkeys(f"{access.path} ({access.status})" for access in accesses)
+    return f"The guest fetched: {', '.join(list(paths)[:6])}"
+
+
+def _screen_lines(machine: Machine | None) -> list[str]:
+    if machine is None:
+        return []
+    try:
+        lines = [line.rstrip() for line in screen.text(machine.monitor)]
+    except ImgbuildError:
+        return []  # QEMU is gone, and its screen with it
+    return [line for line in lines if line][-_LINES:]
+
+
+def _write(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], story: Sequence[str]) -> None:
+    folder = evidence.folder
+    clear(folder)
+    folder.mkdir(mode=0o700)
+    if evidence.machine is not None:
+        _write_machine(evidence.machine, folder)
+        (folder / "screen.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
+    for log in evidence.logs:
+        if log.is_file():
+            shutil.copyfile(log, folder / log.name)
+    if isinstance(error, CommandError):
+        (folder / "command.log").write_text(f"$ {error.command_line}\n{error.output}", encoding="utf-8")
+    (folder / _REPORT).write_text("\n".join([error.message, *story]) + "\n", encoding="utf-8")
+
+
+def _write_machine(machine: Machine, folder: Path) -> None:
+    with contextlib.suppress(ImgbuildError):
+        screen.screenshot(machine.monitor, folder / "screenshot.png")
+    (folder / "argv").write_text(shlex.join(machine.argv) + "\n", encoding="utf-8")
