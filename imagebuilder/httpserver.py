@@ -147,9 +147,11 @@ class HttpServer:
                 _application(self), sockets=[listener], ident="imgbuild", asyncore_use_poll=True,
                 clear_untrusted_proxy_headers=True, **_LIMITS,
             )  # fmt: skip
-            thread = threading.Thread(target=server.run, name=f"http-{self._address[1]}")
+            stopping = threading.Event()
+            arguments = (server, stopping, self._fail)
+            thread = threading.Thread(target=_serve, args=arguments, name=f"http-{self._address[1]}")
             thread.start()
-            stack.callback(_stop, server, thread)
+            stack.callback(_stop, server, thread, stopping)
             self._stack = stack.pop_all()
         return self
 
@@ -167,7 +169,7 @@ class HttpServer:
             self._on_request(access)
 
     def _fail(self, error: Exception) -> None:
-        log.debug("a template failed", exc_info=error)
+        log.debug("the HTTP server has a failure", exc_info=error)
         with self._changed:
             self._failures.append(error)
             self._changed.notify_all()
@@ -331,8 +333,21 @@ def _listen(bind: str, port_min: int | None, port_max: int | None) -> socket.soc
     )
 
 
-def _stop(server: Any, thread: threading.Thread) -> None:
-    """Close every connection, from within the server's loop, which then ends."""
-    server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))
+def _serve(server: Any, stopping: threading.Event, fail: Callable[[Exception], None]) -> None:
+    """The main of the server's thread: what waitress's `run` does, with an end; an error reaches who waits."""
+    try:
+        while not stopping.is_set():
+            wasyncore.loop(timeout=1, map=server._map, use_poll=True, count=1)
+    except Exception as error:
+        fail(error)
+
+
+def _stop(server: Any, thread: threading.Thread, stopping: threading.Event) -> None:
+    """The loop first, then the connections, then the workers; only then the pipe that workers wake the loop by."""
+    stopping.set()
+    server.pull_trigger()
     thread.join()
+    for channel in list(server.active_channels.values()):
+        channel.handle_close()
     server.task_dispatcher.shutdown()
+    wasyncore.close_all(server._map)

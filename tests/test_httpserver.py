@@ -202,11 +202,10 @@ def test_every_request_is_told(root: Path, tmp_path: Path) -> None:
     told: list[Access] = []
     log = tmp_path / "access.log"
     with HttpServer(directory=root, on_request=told.append, log_path=log) as server:
-        ask(server, "GET", "/ks.cfg")
-        ask(server, "GET", "/nothing%22%0aforged")
-        ask(server, "HEAD", "/ks.cfg")
-        ask(server, "POST", "/ks.cfg")
-        until(lambda: len(told) == 4)
+        requests = [("GET", "/ks.cfg"), ("GET", "/nothing%22%0aforged"), ("HEAD", "/ks.cfg"), ("POST", "/ks.cfg")]
+        for number, (method, path) in enumerate(requests, 1):
+            ask(server, method, path)
+            until(lambda number=number: len(told) == number)
         assert tuple(told) == server.accesses
     rows = [(access.method, access.path, access.status, access.size) for access in told]
     assert rows == [
