@@ -51,12 +51,19 @@ def server(root: Path) -> Iterator[HttpServer]:
 
 
 def ask(server: HttpServer, method: str, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection(*server.address, timeout=10)
-    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    body = response.read()
-    connection.close()
-    return response.status, body, {name.lower(): value for name, value in response.getheaders()}
+    with contextlib.closing(http.client.HTTPConnection(*server.address, timeout=10)) as connection:
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        body = response.read()
+        return response.status, body, {name.lower(): value for name, value in response.getheaders()}
+
+
+@contextlib.contextmanager
+def asking_soon(server: HttpServer, path: str) -> Iterator[None]:
+    timer = threading.Timer(0.1, ask, (server, "GET", path))
+    timer.start()
+    yield
+    timer.join(10)
 
 
 def raw(server: HttpServer, request: bytes) -> bytes:
@@ -226,8 +233,8 @@ def test_waiting_for_a_fetch(server: HttpServer) -> None:
     assert not server.wait_for("ks.cfg", 0.05)
     ask(server, "HEAD", "/ks.cfg")
     assert not server.wait_for("/ks.cfg", 0.05)
-    threading.Timer(0.1, ask, (server, "GET", "/ks.cfg")).start()
-    assert server.wait_for("ks.cfg", 10)
+    with asking_soon(server, "/ks.cfg"):
+        assert server.wait_for("ks.cfg", 10)
 
 
 def test_a_template_that_fails_answers_500_and_ends_the_wait() -> None:
@@ -235,8 +242,7 @@ def test_a_template_that_fails_answers_500_and_ends_the_wait() -> None:
         raise TemplateError("ks.cfg.j2:3: 'hostnam' is undefined")
 
     with HttpServer(templates={"ks.cfg": broken}) as server:
-        threading.Timer(0.1, ask, (server, "GET", "/ks.cfg")).start()
-        with pytest.raises(TemplateError, match="hostnam"):
+        with asking_soon(server, "/ks.cfg"), pytest.raises(TemplateError, match="hostnam"):
             server.wait_for("/ks.cfg", 10)
         assert ask(server, "GET", "/ks.cfg")[:2] == (500, b"500\n")
         assert len(server.failures) == 2
