@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_SHOWN = 80
+_LONGEST = 290 * 365 * 86400.0  # what Go's int64 of nanoseconds holds
 _TRUE, _FALSE = {"1", "t", "T", "TRUE", "true", "True"}, {"0", "f", "F", "FALSE", "false", "False"}
 _SIZE = {"": 2**20, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -63,12 +65,14 @@ def seconds(text: str) -> float:
         bare = re.fullmatch(r"[\d.]+", body)
         instead = f"write '{body}s'" if bare else "write it like '90s', '5m' or '1h30m'"
         raise ValueError(f"'{text}' is not a duration: {instead}")
+    if total > _LONGEST:
+        raise ValueError(f"'{text[:40]}' is too long a duration")
     return -total if text.strip().startswith("-") else total
 
 
 def bytes_of(text: str | int) -> int:
     """A disk size in Packer's spelling ("40960", "10G", "512m"; no unit means MiB) in bytes."""
-    found = re.fullmatch(r"(\d+)([bkmgt]?)", str(text).strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,15})([bkmgt]?)", str(text)[:40].strip(), re.IGNORECASE)
     if found is None:
         raise ValueError(f"'{text}' is not a size: write it like '10G' or '40960M' (one letter of b, k, m, g, t)")
     return int(found.group(1)) * _SIZE[found.group(2).lower()]
@@ -85,6 +89,8 @@ def _duration(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"must be a duration like '5m', got {kind(value)}")
     if isinstance(value, str):
         return seconds(value)
+    if abs(value) > _LONGEST:
+        raise ValueError(f"the number {value:.12g} is too long a duration")
     if value:
         warn(info, f"{value:g} has no unit (Packer takes it as nanoseconds): taken as seconds, write '{value:g}s'")
     return float(value)
@@ -101,15 +107,15 @@ def _boolean(value: Any) -> Any:
 
 
 def _integer(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
         return int(value)
     if value == "" and isinstance(value, str):
         return 0
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, int):
+        value = int(value)
+    if not isinstance(value, int) or abs(value) >= 2**63:
         raise ValueError(f"must be a whole number, got {kind(value)}")
     return value
 
@@ -118,10 +124,17 @@ def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, (int, float)):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return _plain(value)
     if not isinstance(value, str):
         raise ValueError(f"must be a string, got {kind(value)}")
     return value
+
+
+def _plain(value: int | float) -> str:
+    """All digits of a number and no exponent, as Packer writes one where a string is wanted."""
+    if isinstance(value, int) or "e" not in repr(value):
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return f"{value:.17f}".rstrip("0").rstrip(".")
 
 
 def _texts(value: Any) -> Any:
@@ -149,9 +162,9 @@ def _map(value: Any) -> Any:
 def kind(value: Any) -> str:
     """How a wrong value is named in a message."""
     if isinstance(value, str):
-        return f"'{value}'"
-    names = {dict: "an object", list: "a list", tuple: "a list", bool: str(value).lower(), type(None): "null"}
-    return names.get(type(value), f"the number {value}")
+        return f"'{value}'" if len(value) <= _SHOWN else f"'{value[:_SHOWN]}...'"
+    names = {dict: "an object", list: "a list", tuple: "a list", type(None): "null"}
+    return names.get(type(value)) or (str(value).lower() if isinstance(value, bool) else f"the number {value:.12g}")
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
