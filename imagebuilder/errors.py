@@ -82,7 +82,14 @@ class CommandError(ImgbuildError):
 
 
 class GuestError(ImgbuildError):
-    """The guest died, panicked, can't be reached, or something in it failed."""
+    """The guest died, panicked, can't be reached, or something in it failed.
+
+    `lost`: only the connection went away, as it does when the guest reboots; trying again may help.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, lost: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.lost = lost
 
 
 class ChecksumError(ImgbuildError):

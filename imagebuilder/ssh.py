@@ -20,7 +20,7 @@ from imagebuilder.sshfiles import Files
 from imagebuilder.sshkeys import KeyPair
 from imagebuilder.sshlogin import Login, authenticate, negotiate
 from imagebuilder.sshpulse import Pulse
-from imagebuilder.sshrun import Sink, execute, open_channel
+from imagebuilder.sshrun import Sink, TimedOut, execute, open_channel
 from imagebuilder.sshsettings import SshSettings
 from imagebuilder.ui import Ui, duration
 
@@ -193,7 +193,7 @@ class SshCommunicator:
             return
         try:
             instead = self._readiness(self._first_output)
-        except (GuestError, OSError, EOFError, paramiko.SSHException) as error:
+        except (TimedOut, OSError, EOFError, paramiko.SSHException) as error:
             raise Refusal(f"the guest let us in and fell silent ({reason_of(error)})") from error
         if instead is not None:
             self._say_once(f"That is {instead}, not the installed system: waiting for that")
@@ -237,7 +237,8 @@ class SshCommunicator:
         try:
             return open_channel(self._session())
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise GuestError(f"The guest's SSH server opens no session: {reason_of(error)}") from error
+            reason = reason_of(error)
+            raise GuestError(f"The guest's SSH server opens no session: {reason}", lost=True) from error
 
     def output(self, command: str) -> str:
         """What a short command prints."""

@@ -120,7 +120,8 @@ class Files:
             except (OSError, EOFError, paramiko.SSHException) as error:
                 lost = not transport.is_active()
                 reason = "the connection was lost" if lost else reason_of(error)
-                raise GuestError(f"Can't {what}: {reason}", hint=None if lost else _advice(reason)) from error
+                hint = None if lost else _advice(reason)
+                raise GuestError(f"Can't {what}: {reason}", hint=hint, lost=lost) from error
         lacking = "; ".join(dict.fromkeys(self._missing[method] for method in methods))
         raise GuestError(f"Can't {what}: {lacking}", hint="leave ssh_file_transfer_method out, or install it there")
 

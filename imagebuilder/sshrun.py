@@ -26,6 +26,10 @@ _LONGEST = 65536  # characters; a longer line is handed out in pieces
 Sink = Callable[[str], None]
 
 
+class TimedOut(GuestError):
+    """A command ran longer than it may."""
+
+
 def _note_signal(channel: paramiko.Channel, message: paramiko.Message) -> None:
     """Keep the name in "exit-signal" (RFC 4254 §6.10), which paramiko throws away, and let paramiko go on."""
     copy = paramiko.Message(message.get_remainder())
