@@ -147,7 +147,7 @@ class Planner:
         mine = {key: value for key, value in entry.raw.items() if key in names}
         decoded = decode(model, self.source(entry, mine), self.engine)
         self.note(decoded)
-        options = decoded.options or model.model_validate({})
+        options = decoded.readable or model.model_validate({})
         if options.only and options.except_:
             self.problem("give 'only' or 'except', not both", (*entry.route, "except"), key=True)
         for key, builds in (("only", options.only), ("except", options.except_)):

@@ -46,13 +46,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """`options` is None when there are problems. `awaits_build`: some values have `{{build ...}}` in them, which is
-    known only when the guest runs."""
+    """`options` is None when there are problems; `readable` is what can be read all the same. `awaits_build`: some
+    values have `{{build ...}}` in them, which is known only when the guest runs."""
 
     options: T | None
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     awaits_build: bool = False
+    readable: T | None = None
 
 
 def decode(model: type[T], source: Source, engine: Engine, build: Mapping[str, str] | None = None) -> Decoded[T]:
@@ -80,8 +81,8 @@ class _Decoder(Generic[T]):
         options = self.validate()
         if options is not None:
             self.across(options)
-        found = tuple(self.problems)
-        return Decoded(None if self.broken or found else options, found, tuple(self.warnings), self.awaits_build)
+        whole = None if self.broken or self.problems else options
+        return Decoded(whole, tuple(self.problems), tuple(self.warnings), self.awaits_build, options)
 
     # --- deprecated keys
 

@@ -172,11 +172,14 @@ class _Planning:
         """The builds that the person wants; a word that names nothing is a problem."""
         chains = self.template.post_processors
         post_processors = {entry.name or entry.type for chain in chains for entry in chain}
-        for option, words, known in (("only", only, set(names)), ("except", except_, {*names, *post_processors})):
+        for option, words, known, what in (
+            ("only", only, set(names), "build"),
+            ("except", except_, {*names, *post_processors}, "build or post-processor"),
+        ):
             for word in words:
                 if word not in known:
                     hint = did_you_mean(word, known) or f"there are {', '.join(sorted(known)) or 'none'}"
-                    self.problems.append(Problem(f"-{option}: the template has no build '{word}'", None, hint))
+                    self.problems.append(Problem(f"-{option}: the template has no {what} '{word}'", None, hint))
         chosen = [(n, entry) for n, entry in names.items() if (not only or n in only) and n not in except_]
         if names and not chosen and not self.problems:
             self.problems.append(Problem("-only and -except leave no build to run"))

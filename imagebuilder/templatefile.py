@@ -183,7 +183,8 @@ class _Shape:
             self.problem(f"'name' must be a string, got {kind(name)}", (*route, "name"))
             name = None
         if not isinstance(sort, str) or not sort:
-            hint = did_you_mean("type", kept) if sort is None else None
+            near = next((key for key in kept if did_you_mean(key, ["type"])), None)
+            hint = f"is '{near}' meant to be 'type'?" if near else None
             got = f", got {kind(sort)}" if sort is not None else ""
             self.problem(f"{what} has no 'type'" if not got else f"'type' must be a string{got}", route, hint)
             return None
