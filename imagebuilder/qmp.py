@@ -90,6 +90,10 @@ class Monitor:
             self._thread.join()
         self._sock.close()
 
+    def join(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds until QEMU has hung up and its last event was handed out."""
+        self._thread.join(timeout)
+
     @property
     def ended(self) -> bool:
         """Whether QEMU closed the session: it died or quit."""
