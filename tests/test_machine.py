@@ -294,19 +294,30 @@ def test_tpm_lives_as_long_as_its_machine(version: str, device: str, tmp_path: P
     assert gone(pid)
 
 
-def test_state_is_saved_and_restored_into_the_same_argv(tmp_path: Path) -> None:
+def test_state_is_saved_and_restored_beside_a_machine_that_goes_on(tmp_path: Path) -> None:
+    """What a live layer does: seal the disk, write the memory out, wake both up in a second machine."""
     with booted(tmp_path, TICKS, guest_port=22) as machine:
         said(machine, "...")
         machine.monitor.execute("stop")
+        sealed = {"device": "drive0", "snapshot-file": f"{tmp_path}/next.qcow2", "format": "qcow2"}
+        machine.monitor.execute("blockdev-snapshot-sync", sealed)
         machine.monitor.execute("migrate", {"uri": f"exec:cat > {tmp_path}/state"})
         machine.wait(
             lambda: machine.monitor.execute("query-migrate").get("status") == "completed", 20, "the state to be saved"
         )
         machine.check()  # a machine that we stopped is in order
-    config = replace(machine.config, incoming=f"exec:cat {tmp_path}/state")
-    with Machine(config, tmp_path / "again", quiet()) as restored:
-        said(restored, "...")
-        assert restored.host_port
+        machine.monitor.execute("cont")
+        told = machine.serial_log.stat().st_size
+        machine.wait(lambda: machine.serial_log.stat().st_size > told, 20, "the machine to go on")
+
+        overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "disk.raw", "-F", "raw", tmp_path / "o"]
+        subprocess.run(overlay, check=True)
+        drives, incoming = (Drive(str(tmp_path / "o")),), f"exec:cat {tmp_path}/state"
+        config = replace(machine.config, drives=drives, incoming=incoming)
+        with Machine(config, tmp_path / "again", quiet()) as restored:
+            said(restored, "...")
+            assert restored.host_port not in (None, machine.host_port)
+            assert not restored.serial_log.read_text().strip(".")  # it did not boot, it went on
 
 
 def test_broken_state_is_an_error(tmp_path: Path) -> None:
@@ -338,15 +349,17 @@ with Machine(config, Path(sys.argv[1]), Ui("test", lambda event: None)) as machi
 
 
 def owner(directory: Path, what: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _OWNER, directory, what], stdout=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-c", _OWNER, directory, what]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def test_kill_9_of_the_owner_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_end_of_the_owner_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with owner(tmp_path / "run", "stay") as child:
         assert child.stdout is not None
         qemu, swtpm = map(int, child.stdout.readline().split())
         assert alive(qemu) and alive(swtpm)
-        child.kill()
+        child.send_signal(number)
     assert gone(qemu) and gone(swtpm)
 
 
