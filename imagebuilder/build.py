@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
 from imagebuilder import artifact as artifacts
+from imagebuilder.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
 from imagebuilder.plugins import Artifact, Guest, OnError, Processed
-from imagebuilder.template import BuildPlan, Plan, PostProcessorPlan, ProvisionerPlan
+from imagebuilder.template import Plan
 from imagebuilder.ui import Ui, duration
 
 _WITHOUT_GUEST = frozenset({"shell-local", "breakpoint", "sleep"})
@@ -34,7 +34,7 @@ class BuildResult:
 
 
 def check(plan: Plan) -> None:
-    """What can only be seen across components: provisioners that need a guest nobody can reach. Raises TemplateError."""
+    """What is only seen across components: provisioners that need a guest nobody can reach. Raises TemplateError."""
     found = [
         Problem(
             f"provisioner '{step.type}' needs to reach the guest, and build '{build.context.build_name}' has "
@@ -94,7 +94,7 @@ def provision(plan: BuildPlan, guest: Guest, ui: Ui) -> None:
                 _clean_up(plan.error_cleanup, guest, ui)
             raise
         if plan.context.debug:
-            ask("Provisioner '%s' is done. Press enter to continue." % step.type, ui)
+            ui.ask(f"Provisioner '{step.type}' is done. Press enter to continue.")
 
 
 def _clean_up(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
@@ -108,12 +108,13 @@ def _clean_up(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
 def _provision_or_ask(plan: BuildPlan, step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
     while True:
         try:
-            return _with_retries(step, guest, ui)
+            _with_retries(step, guest, ui)
+            return
         except ImgbuildError as error:
             if plan.context.on_error is not OnError.ASK:
                 raise
             _tell(error, ui)
-            if ask(f"Provisioner '{step.type}' failed. [r]etry it, or anything else to go on failing?", ui) != "r":
+            if ui.ask(f"Provisioner '{step.type}' failed. [r]etry it, or anything else to end the build?") != "r":
                 raise
 
 
@@ -123,7 +124,8 @@ def _with_retries(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:
         time.sleep(step.pause_before)
     for attempt in range(step.max_retries + 1):
         try:
-            return _attempt(step, guest, ui)
+            _attempt(step, guest, ui)
+            return
         except ImgbuildError as error:
             if attempt == step.max_retries:
                 raise
@@ -153,14 +155,6 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def ask(question: str, ui: Ui) -> str:
-    """The first letter of the person's answer; "" when nobody can answer."""
-    ui.say(question)
-    if not sys.stdin or not sys.stdin.isatty():
-        return ""
-    return sys.stdin.readline().strip().lower()[:1]
 
 
 def post_process(chains: Sequence[Sequence[PostProcessorPlan]], built: Artifact, ui: Ui) -> list[Artifact]:

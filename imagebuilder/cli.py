@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from imagebuilder import __version__, build, interrupt, planning, results, template, ui, workers
+from imagebuilder import __version__, build, interrupt, planning, results, template, trial, ui, workers
 from imagebuilder.errors import ImgbuildError, TemplateError
 from imagebuilder.plugins import OnError
 
@@ -74,7 +74,7 @@ _ON_ERROR = click.Choice([str(choice) for choice in OnError])
 def main_group() -> None:
     """Build golden disk images: describe a machine once, build its image, boot a thousand of it.
 
-    Options that every command takes: --machine-readable (Packer's comma-separated lines), --json (events as JSON lines).
+    Every command takes --machine-readable (Packer's comma-separated lines) and --json (events as JSON lines).
     """
 
 
@@ -83,7 +83,9 @@ def main_group() -> None:
 @_VARIABLES
 @_SELECTION
 @click.option("--force/--no-force", help="Replace an earlier image of this name.")
-@click.option("--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine.")
+@click.option(
+    "--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine."
+)
 @click.option("--parallel-builds", type=click.IntRange(0), default=0, metavar="N", help="At most N builds at once.")
 @click.option("--parallel/--no-parallel", default=True, hidden=True)
 @click.option("--debug/--no-debug", help="Pause after every provisioner.")
@@ -145,6 +147,26 @@ def plan_command(context: click.Context, path: str, **options: Any) -> None:
     _warn(plan.warnings, console)
     for one in plan.builds:
         planning.show_plan(one, console)
+
+
+@main_group.command("boot", epilog="Example: imgbuild boot --check output-qemu")
+@click.argument("image", type=click.Path(exists=True, path_type=Path))
+@click.option("--check", is_flag=True, help="End it when it answers; exit code 1 when it doesn't.")
+@click.option("--efi", is_flag=True, help="Boot by UEFI.")
+@click.option("--memory", "memory_mib", type=click.IntRange(64), default=1024, show_default=True, help="MiB.")
+@click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Virtual CPUs.")
+@click.option("--ssh-username", default="root", show_default=True, help="User to log in as.")
+@click.option("--ssh-private-key-file", default="", help="Its key; default: a new one, brought in by cloud-init.")
+@click.option("--wait-for", default="", metavar="TEXT", help="Wait for a text on screen or serial line, not for SSH.")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds until it must answer.")
+@click.pass_context
+def boot_command(context: click.Context, image: Path, **options: Any) -> None:
+    """Try IMAGE (a disk, or an output directory) on a throw-away overlay."""
+    console = _console(context)
+    try:
+        trial.boot(trial.Trial(image, **options), ui.Ui("boot", console.show))
+    finally:
+        console.close()
 
 
 @main_group.command("version", epilog="Example: imgbuild version")

@@ -10,12 +10,12 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder import screen, symptoms
 from imagebuilder.errors import CommandError, ImgbuildError
-from imagebuilder.httpserver import Access
+from imagebuilder.httpserver import HttpServer
 from imagebuilder.machine import Machine
 from imagebuilder.ui import Ui
 
@@ -28,11 +28,10 @@ class Evidence:
     """What is known when a build fails; filled in as it goes on."""
 
     folder: Path
+    access_log: Path
     machine: Machine | None = None
-    accesses: Sequence[Access] = ()
-    served: bool = False  # something was there to be fetched
+    http: HttpServer | None = None
     connected: bool = False  # SSH answered and let us in
-    logs: list[Path] = field(default_factory=list)
 
 
 def folder_of(output: Path) -> Path:
@@ -62,15 +61,15 @@ def _story(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], seria
     if evidence.machine is not None and not evidence.connected:
         yield from _block("The screen showed last:", shown)
         yield from _block("The serial line showed last:", serial)
-    if evidence.served:
-        yield _fetched(evidence.accesses)
+    if evidence.http is not None:
+        yield _fetched(evidence.http)
     if evidence.machine is not None:
         yield "SSH answered and let us in." if evidence.connected else "SSH did not let us in."
     symptom = None if evidence.connected else symptoms.find([*serial, *shown])
     if symptom is not None:
         yield f"That means: {symptom.sentence}"
         yield f"Try: {symptom.advice}"
-    elif error.hint is None and evidence.served and not evidence.accesses and not evidence.connected:
+    elif error.hint is None and not evidence.connected and evidence.http is not None and not evidence.http.accesses:
         yield "Try: see whether the boot command reached its prompt (boot_wait, <waitfor>), or boot the kernel directly"
 
 
@@ -80,10 +79,10 @@ def _block(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield from (f"    {line}" for line in lines)
 
 
-def _fetched(accesses: Sequence[Access]) -> str:
-    if not accesses:
+def _fetched(http: HttpServer) -> str:
+    if not http.accesses:
         return "Nothing was fetched from the HTTP server: the guest never asked for its kickstart."
-    paths = dict.fromkeys(f"{access.path} ({access.status})" for access in accesses)
+    paths = dict.fromkeys(f"{access.path} ({access.status})" for access in http.accesses)
     return f"The guest fetched: {', '.join(list(paths)[:6])}"
 
 
@@ -104,9 +103,8 @@ def _write(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], story
     if evidence.machine is not None:
         _write_machine(evidence.machine, folder)
         (folder / "screen.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
-    for log in evidence.logs:
-        if log.is_file():
-            shutil.copyfile(log, folder / log.name)
+    if evidence.access_log.is_file():
+        shutil.copyfile(evidence.access_log, folder / "access.log")
     if isinstance(error, CommandError):
         (folder / "command.log").write_text(f"$ {error.command_line}\n{error.output}", encoding="utf-8")
     (folder / _REPORT).write_text("\n".join([error.message, *story]) + "\n", encoding="utf-8")
@@ -116,3 +114,6 @@ def _write_machine(machine: Machine, folder: Path) -> None:
     with contextlib.suppress(ImgbuildError):
         screen.screenshot(machine.monitor, folder / "screenshot.png")
     (folder / "argv").write_text(shlex.join(machine.argv) + "\n", encoding="utf-8")
+    for log in (machine.serial_log, machine.serial_log.with_name("qemu.log")):
+        if log.is_file():
+            shutil.copyfile(log, folder / log.name)

@@ -1,4 +1,4 @@
-"""Signals: the first Ctrl-C, SIGTERM or SIGHUP is a KeyboardInterrupt, so that `with` blocks unwind; the second ends all."""
+"""Signals: the first Ctrl-C, SIGTERM or SIGHUP is a KeyboardInterrupt, so that `with` unwinds; the second ends all."""
 
 from __future__ import annotations
 

@@ -167,7 +167,18 @@ class BuildSession(Protocol):
         """Compact, convert, checksum; put the result under its final name."""
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a builder would do, as `imgbuild plan` shows it."""
+
+    steps: tuple[str, ...]
+    argv: tuple[str, ...]  # QEMU's; what only a run can know stands in <angle brackets>
+
+
 class Builder(Protocol):
+    def outline(self) -> Outline:
+        """What a session would do; nothing is started for it."""
+
     def session(self, ui: Ui) -> AbstractContextManager[BuildSession]:
         """Check the host and claim the output; whatever is unfinished at the end of the block is removed."""
 

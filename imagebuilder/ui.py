@@ -105,6 +105,13 @@ class Ui:
         finally:
             self._send("progress-end", text)
 
+    def ask(self, question: str) -> str:
+        """The first letter of the person's answer, in lower case; "" when there is nobody at a terminal to answer."""
+        self.say(question)
+        if sys.stdin is None or not sys.stdin.isatty():
+            return ""
+        return sys.stdin.readline().strip().lower()[:1]
+
     def event(self, kind: Kind, text: str, **data: Any) -> None:
         """Anything else a program wants to know of (artifacts, the end of a build)."""
         self._send(kind, text, **data)

@@ -11,12 +11,13 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from imagebuilder import build, interrupt
 from imagebuilder.build import BuildResult
+from imagebuilder.buildplan import BuildPlan
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.plugins import OnError
-from imagebuilder.template import BuildPlan
 from imagebuilder.ui import Event, Ui
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -45,7 +46,8 @@ def _one_by_one(plans: Sequence[BuildPlan], emit: Callable[[Event], None]) -> li
 
 def _forked(plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: int) -> list[BuildResult]:
     context = multiprocessing.get_context("fork")
-    waiting, running = list(enumerate(plans)), {}
+    waiting = list(enumerate(plans))
+    running: dict[Connection, tuple[int, Any]] = {}
     results: dict[int, BuildResult] = {}
     stopped = False
     while running or (waiting and not stopped):

@@ -20,7 +20,7 @@ _CHECKSUM_TYPES = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 def _rows(value: Any) -> Any:
     """[["-m", "1G"], ...]; a flat list is one row a switch, which Packer takes wrongly in silence."""
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"must be a list of lists like [[\"-m\", \"1024M\"]], got {kind(value)}")
+        raise ValueError(f'must be a list of lists like [["-m", "1024M"]], got {kind(value)}')
     if any(not isinstance(row, (list, tuple)) for row in value):
         raise ValueError('every entry must be a list: write [["-m", "1024M"]], not ["-m", "1024M"]')
     return tuple(tuple(str(word) for word in row) for row in value)
@@ -129,6 +129,9 @@ class MachineOptions(CommunicatorOptions):
 
     shutdown_command: Annotated[Text, LATE] = Field("", description="Run in the guest to shut it down; default: ACPI")
     shutdown_timeout: Duration = Field(300.0, description="How long a shutdown may take")
+    seal: Bool | None = Field(
+        None, description="Empty machine-id, host keys, logs before the end; default: when we installed the system"
+    )
 
     renamed: ClassVar[Mapping[str, str]] = CommunicatorOptions.renamed
 
@@ -166,6 +169,11 @@ class MachineOptions(CommunicatorOptions):
             yield "run_once", "has no effect"
 
     @property
+    def seals(self) -> bool:
+        """Whether what makes a machine one of a kind is removed before it is shut down."""
+        return bool(self.seal)
+
+    @property
     def efi(self) -> bool:
         """Whether the machine boots by UEFI."""
         return self.efi_boot or self.efi_secure_boot or bool(self.efi_firmware_code or self.efi_firmware_vars)
@@ -195,7 +203,8 @@ class QemuOptions(MachineOptions):
     initrd: Sources = Field((), description="Its initrds, likewise")
     kernel_args: Annotated[Text, LATE] = Field("", description="Its command line; {{ .HTTPIP }} and the like are known")
     wait_for_reset: Bool | None = Field(
-        None, description="Take SSH for the installed system's only after the installer rebooted; default: with `distro`"
+        None,
+        description="Take SSH for the installed system's only after the installer rebooted; default: with `distro`",
     )
 
     boot_wait: Duration = Field(10.0, description="Wait before the boot command; negative: don't")
@@ -283,7 +292,7 @@ class QemuOptions(MachineOptions):
             yield "boot_keygroup_interval", "has no effect with QEMU; boot_key_interval slows typing down"
         if self.iso_checksum == "none" and self.urls:
             yield "iso_checksum", "'none': nobody notices a broken or foreign file; give its digest"
-        if self.http_bind_address in ("0.0.0.0", "::"):
+        if self.http_bind_address in ("0.0.0.0", "::"):  # noqa: S104 - it is looked for, not bound
             yield "http_bind_address", "serves your kickstart on every network of this machine; loopback is enough"
         if self.use_backing_file and "disk_compression" in self.model_fields_set and self.disk_compression:
             yield "disk_compression", "an overlay is not compressed: it stays as it is"
@@ -297,6 +306,10 @@ class QemuOptions(MachineOptions):
             yield "boot_command", "".join(self.boot_command)
         for command, _ in self.boot_steps:
             yield "boot_steps", command
+
+    @property
+    def seals(self) -> bool:
+        return bool(self.distro) if self.seal is None else self.seal
 
     @property
     def urls(self) -> tuple[str, ...]:

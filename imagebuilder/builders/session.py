@@ -1,0 +1,284 @@
+"""One build on a QEMU machine: what every builder shares once it has said how the first boot goes.
+
+The story is `MachineSession.guest`: serve, prepare the first boot, install, start from disk, reach the guest, end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from imagebuilder import failure, keyboard, process, screen, sshkeys, symptoms
+from imagebuilder.arguments import MachineConfig
+from imagebuilder.artifact import Output
+from imagebuilder.bootcommand import parse as parse_boot_command
+from imagebuilder.builders import export, hardware
+from imagebuilder.builders.hardware import FirstBoot
+from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
+from imagebuilder.builders.shutdown import shut_down
+from imagebuilder.errors import GuestError, ImgbuildError
+from imagebuilder.httpserver import Access, HttpServer
+from imagebuilder.keyfile import read_private_key
+from imagebuilder.machine import Machine
+from imagebuilder.plugins import Artifact, BuildContext, Guest, OnError
+from imagebuilder.ssh import SshCommunicator
+from imagebuilder.ui import Ui, duration
+
+GUEST_VIEW = "10.0.2.2"  # this machine as QEMU's user network shows it to the guest
+_POLL = 0.5  # seconds between two looks at a guest that we wait for
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the parts of one run know of each other. `data` is the dot of late templates."""
+
+    output: Output
+    runtime: Path  # private: sockets, keys, logs, media
+    ui: Ui
+    key: sshkeys.KeyPair | None
+    http: HttpServer | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What a builder adds: what is served, and the first boot."""
+
+    @property
+    def options(self) -> MachineOptions: ...
+
+    @property
+    def context(self) -> BuildContext: ...
+
+    def server(self, runtime: Path, run: Callable[[], Run], on_request: Callable[[Access], None]) -> HttpServer | None:
+        """The HTTP server of the build, or None when nothing is served. `run` is known when the guest asks."""
+
+    def first_boot(self, run: Run) -> FirstBoot:
+        """Get media and disks ready."""
+
+
+@contextlib.contextmanager
+def open_session(source: Source, ui: Ui) -> Iterator[MachineSession]:
+    """Claim the output and a private run-time directory; both are gone at the end, unless published or kept."""
+    final = Path(source.options.output_directory or f"output-{source.context.build_name}")
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(Output(final, force=source.context.force))
+        runtime = stack.enter_context(process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))))
+        failure.clear(failure.folder_of(final))
+        yield MachineSession(source, output, runtime, ui, stack)
+
+
+class MachineSession:
+    """Owns the machine of one build from its first boot to its shutdown, then its disks."""
+
+    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui, owned: contextlib.ExitStack) -> None:
+        self._source, self._output, self._runtime, self._ui, self._owned = source, output, runtime, ui, owned
+        self._options, self._context = source.options, source.context
+        self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
+        self._config: MachineConfig | None = None
+
+    @contextlib.contextmanager
+    def guest(self) -> Iterator[Guest]:
+        """Install or boot, reach the guest; shut it down when the block is done."""
+        with contextlib.ExitStack() as stack, self._reported():
+            run = self._serve(stack)
+            boot = self._source.first_boot(run)
+            config = self._config = self._machine(boot, run)
+            machine = self._start(config, stack)
+            self._type(boot, machine, run)
+            if boot.installing:
+                self._install(machine, run)
+                machine = self._start(hardware.from_disk(config), stack)
+            with self._reach(machine, run) as guest:
+                yield guest
+                shut_down(machine, guest, self._options, self._context, self._ui)
+
+    def artifact(self) -> Artifact:
+        """Compact every disk, write the manifest, put all under the final name."""
+        assert self._config is not None
+        return export.publish(self._config, self._options, self._context, self._output, self._ui)
+
+    # -- before the guest runs
+
+    def _serve(self, stack: contextlib.ExitStack) -> Run:
+        key = sshkeys.for_build(self._options, self._runtime)
+        runs: list[Run] = []
+        server = self._source.server(self._runtime, lambda: runs[0], self._saw)
+        port = 0
+        if server is not None:
+            stack.enter_context(server)
+            port = server.address[1]
+            self._evidence.http = server
+            self._ui.say(
+                f"Serving the guest at http://{GUEST_VIEW}:{port}/ ({server.address[0]}:{port} of this machine)"
+            )
+        data = {
+            "Name": system_disk_name(self._options, self._context.build_name),
+            "OutputDir": str(self._output.final), "SSHPublicKey": self._public_key(key),
+            "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": "",
+            "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
+        }  # fmt: skip
+        runs.append(Run(self._output, self._runtime, self._ui, key, server, data))
+        return runs[0]
+
+    def _public_key(self, key: sshkeys.KeyPair | None) -> str:
+        if key is not None:
+            return key.public
+        if not self._options.ssh_private_key_file:
+            return ""
+        own = read_private_key(Path(self._options.ssh_private_key_file).expanduser())
+        return f"{own.get_name()} {own.get_base64()}"
+
+    def _saw(self, access: Access) -> None:
+        self._ui.message(f"The guest fetched {access.path} ({access.status})")
+
+    def _machine(self, boot: FirstBoot, run: Run) -> MachineConfig:
+        choice = hardware.choose_accelerator(self._options, self._ui)
+        config = hardware.machine_config(self._options, self._context, boot, choice, run.data)
+        config = replace(config, nvram=self._output.work / "efivars.fd")
+        hardware.warn_of_lost_parts(config, self._ui)
+        hardware.mask_passwords(config, self._ui)
+        return config
+
+    # -- the installation and the first boot
+
+    def _start(self, config: MachineConfig, stack: contextlib.ExitStack) -> Machine:
+        machine = Machine(config, self._runtime, self._ui)
+        self._evidence.machine = machine
+        what = f"{config.accelerator}, {config.cpus} CPU{'s' * (config.cpus > 1)}, {config.memory_mib} MiB"
+        self._ui.say(f"Starting the machine ({what})")
+        stack.enter_context(machine)
+        if machine.vnc_address:
+            self._ui.message(f"Its screen: vnc://{machine.vnc_address}")
+        return machine
+
+    def _type(self, boot: FirstBoot, machine: Machine, run: Run) -> None:
+        """Wait, then type the boot command."""
+
+        def wait_for(text: str, limit: float) -> object:
+            return screen.wait_for_text(
+                text, monitor=machine.monitor, serial_log=machine.serial_log, timeout=limit, check=machine.check
+            )
+
+        if boot.typed and boot.boot_wait > 0:
+            with self._ui.step(f"Waiting {duration(boot.boot_wait)} for the boot prompt"):
+                self._pause(boot.boot_wait, machine)
+        for text, label in boot.typed:
+            command = parse_boot_command(self._context.renderer.render(text, dot=run.data))
+            with self._ui.step(label or "Typing the boot command"):
+                keyboard.type_command(
+                    command, machine.monitor, waiter=wait_for, ui=self._ui, key_interval=boot.key_interval or None
+                )
+
+    @staticmethod
+    def _pause(seconds: float, machine: Machine) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            machine.check()
+            time.sleep(min(left, _POLL))
+
+    def _install(self, machine: Machine, run: Run) -> None:
+        """Wait until the installer reboots or powers off; the machine ends with that."""
+        began, limit = time.monotonic(), self._options.ssh_timeout
+        watcher = symptoms.Watcher(machine.serial_log, machine.monitor)
+        with (
+            self._ui.step("Waiting for the installer to finish"),
+            self._ui.progress("Installing", limit, "seconds") as update,
+        ):
+            while machine.running:
+                self._look(watcher, run)
+                update(time.monotonic() - began)
+                if time.monotonic() - began > limit:
+                    hint = "raise ssh_timeout if the installation takes longer"
+                    raise GuestError(f"The installer did not finish within {duration(limit)}", hint=hint)
+                time.sleep(_POLL)
+            machine.wait_shutdown(_POLL)
+        self._ui.say("The installer is done; starting the installed system")
+
+    def _look(self, watcher: symptoms.Watcher, run: Run) -> None:
+        """Raise what ends a wait at once: a fatal sign of the guest, a kickstart that can't be rendered."""
+        if run.http is not None and run.http.failures:
+            raise run.http.failures[0]
+        symptom = watcher.scan()
+        if symptom is not None and symptom.fatal:
+            raise GuestError(f"The guest can't go on: {symptom.sentence}", hint=symptom.advice)
+
+    # -- a guest that can be reached
+
+    @contextlib.contextmanager
+    def _reach(self, machine: Machine, run: Run) -> Iterator[Guest]:
+        address = f"{GUEST_VIEW}:{run.http.address[1]}" if run.http else ""
+        if self._options.communicator == "none":
+            self._evidence.connected = True
+            yield Guest(None, {"PackerHTTPAddr": address}, address)
+            return
+        watcher, limit = symptoms.Watcher(machine.serial_log, machine.monitor), self._options.ssh_timeout
+        began = time.monotonic()
+        with SshCommunicator.of(self._options, machine.host_port, run.key, self._ui) as communicator:
+            with self._ui.step("Waiting for SSH"), self._ui.progress("Waiting for SSH", limit, "seconds") as update:
+
+                def check() -> None:
+                    machine.check()
+                    self._look(watcher, run)
+                    update(time.monotonic() - began)
+
+                communicator.connect(limit, check=check)
+            self._evidence.connected = True
+            yield Guest(communicator, self._guest_data(communicator, run, address), address)
+
+    def _guest_data(self, communicator: SshCommunicator, run: Run, address: str) -> dict[str, str]:
+        """What `{{build `Host`}}` and its like find."""
+        o = self._options
+        ip, _, port = address.partition(":")
+        return {
+            "ID": str(run.data["Name"]), "Host": communicator.host, "Port": str(communicator.port),
+            "User": o.ssh_username, "Password": o.ssh_password, "ConnType": "ssh",
+            "PackerRunUUID": self._context.run_uuid,
+            "PackerHTTPIP": ip, "PackerHTTPPort": port, "PackerHTTPAddr": address,
+            "SSHPublicKey": str(run.data["SSHPublicKey"]), "SSHPrivateKey": run.key.private if run.key else "",
+            "SSHPrivateKeyFile": o.ssh_private_key_file, "SSHAgentAuth": str(o.ssh_agent_auth).lower(),
+        }  # fmt: skip
+
+    # -- when it fails
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Write down what a failure left to see while the machine still stands; keep it when the person asked to."""
+        try:
+            yield
+        except ImgbuildError as error:
+            failure.report(error, self._evidence, self._ui)
+            if self._wants_to_keep():
+                self._keep()
+            raise
+        except KeyboardInterrupt:
+            if self._context.on_error is OnError.ABORT:
+                self._keep()
+            raise
+
+    def _wants_to_keep(self) -> bool:
+        if self._evidence.machine is None or not self._evidence.machine.running:
+            return False
+        if self._context.on_error is OnError.ASK:
+            return self._ui.ask("[a]bort and keep the machine, or anything else to clean up?") == "a"
+        return self._context.on_error in (OnError.ABORT, OnError.RUN_CLEANUP_PROVISIONER)
+
+    def _keep(self) -> None:
+        """Hand the machine over to the person: it, its disks and its keys outlive us."""
+        machine, o = self._evidence.machine, self._options
+        if machine is None or not machine.running:
+            return
+        for path in (self._output.work, self._runtime):
+            process.keep(path)
+        self._owned.pop_all()
+        self._ui.say("The machine is kept")
+        port = machine.host_port
+        self._ui.message(str(machine.release()))
+        key = f" -i {self._runtime / 'key'}" if (self._runtime / "key").is_file() else ""
+        key = f" -i {o.ssh_private_key_file}" if o.ssh_private_key_file else key
+        self._ui.message(f"ssh -p {port}{key} {o.ssh_username}@127.0.0.1")
+        self._ui.message(f"Its disks: {self._output.work}")

@@ -1,0 +1,56 @@
+"""The end of a guest's life in a build: our key out, identity out, file systems trimmed, powered off."""
+
+from __future__ import annotations
+
+import shlex
+
+from imagebuilder import sshkeys
+from imagebuilder.builders.qemuoptions import MachineOptions
+from imagebuilder.machine import Machine
+from imagebuilder.plugins import BuildContext, Communicator, Guest
+from imagebuilder.ui import Ui
+
+_TRIM = "fstrim -a 2>/dev/null || fstrim / 2>/dev/null || true"
+
+# What makes one machine of many clones: each of them must find or make its own at its first boot.
+_SEAL = """
+if command -v cloud-init >/dev/null; then cloud-init clean --logs --seed >/dev/null 2>&1 || cloud-init clean --logs; fi
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+[ ! -e /etc/machine-id ] || : > /etc/machine-id
+rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -f /var/lib/dhcp/*.leases /var/lib/NetworkManager/*.lease /root/.bash_history
+if command -v journalctl >/dev/null; then journalctl --rotate --vacuum-time=1s >/dev/null 2>&1; fi
+find /var/log -type f -exec sh -c ': > "$1"' sh {} \\; 2>/dev/null
+rm -rf /tmp/* /var/tmp/* 2>/dev/null
+sync
+"""
+
+
+def shut_down(machine: Machine, guest: Guest, options: MachineOptions, context: BuildContext, ui: Ui) -> None:
+    """Leave nothing of ours, then power off; QEMU must end by itself, and without an error. Raises GuestError."""
+    if guest.communicator is not None:
+        _leave(guest.communicator, guest, options, ui)
+    limit = options.shutdown_timeout
+    with ui.step("Shutting the machine down"), ui.progress("Shutting down", limit, "seconds"):
+        if guest.communicator is not None and options.shutdown_command:
+            command = context.renderer.render(options.shutdown_command, build=guest.data)
+            guest.communicator.run(command, on_error_line=ui.message, timeout=limit)
+        elif guest.communicator is not None:
+            machine.powerdown()
+        machine.wait_shutdown(limit)
+
+
+def _leave(communicator: Communicator, guest: Guest, options: MachineOptions, ui: Ui) -> None:
+    sshkeys.forget(communicator, options, guest.data.get("SSHPublicKey", ""), ui)
+    if options.seals:
+        with ui.step("Removing what makes this machine one of a kind (host keys, machine-id, logs)"):
+            if communicator.run(_as_root(_SEAL), timeout=300) != 0:
+                ui.warning("The image could not be sealed: its clones may share host keys or machine-id")
+    if not options.skip_compaction:
+        with ui.step("Trimming the file systems"):
+            communicator.run(_as_root(_TRIM), timeout=600)
+
+
+def _as_root(script: str) -> str:
+    quoted = shlex.quote(script)
+    return f'if [ "$(id -u)" = 0 ]; then sh -c {quoted}; else sudo -n sh -c {quoted}; fi'

@@ -1,0 +1,106 @@
+"""What `inspect` and `plan` show: a template's parts; what a build would do, without doing any of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from imagebuilder import __version__, ui
+from imagebuilder.buildplan import BuildPlan
+from imagebuilder.plugins import Outline
+from imagebuilder.template import Inspection
+from imagebuilder.ui import Console, Event, JsonConsole, MachineConsole
+
+
+def _say(console: Console, text: str) -> None:
+    console.show(Event("message", "", text))
+
+
+def show_inspection(found: Inspection, console: Console) -> None:
+    """`imgbuild inspect`."""
+    if isinstance(console, MachineConsole):
+        _inspection_rows(found, console)
+    elif isinstance(console, JsonConsole):
+        console.show(Event("plan", "", found.description, _inspection_data(found)))
+    else:
+        _inspection_text(found, console)
+
+
+def _inspection_text(found: Inspection, console: Console) -> None:
+    if found.description:
+        _say(console, f"Description:\n\n  {found.description}\n")
+    _section(console, "Required variables", [one.name for one in found.variables if one.required])
+    optional = [f"{one.name} = {one.shown}" for one in found.variables if not one.required]
+    _section(console, "Optional variables and their defaults", optional)
+    _section(console, "Builders", [_titled(name, type_) for name, type_ in found.builders])
+    _section(console, "Provisioners", list(found.provisioners))
+    _section(console, "Post-processors", [" -> ".join(chain) for chain in found.post_processors])
+
+
+def _titled(name: str, type_: str) -> str:
+    return name if name == type_ else f"{name} ({type_})"
+
+
+def _section(console: Console, title: str, lines: list[str]) -> None:
+    _say(console, f"{title}:\n\n" + "\n".join(f"  {line}" for line in lines or ["<none>"]) + "\n")
+
+
+def _inspection_rows(found: Inspection, console: MachineConsole) -> None:
+    for one in found.variables:
+        console.line("", "template-variable", one.name, "" if one.required else one.shown, int(one.required))
+    for name, type_ in found.builders:
+        console.line("", "template-builder", name, type_)
+    for type_ in found.provisioners:
+        console.line("", "template-provisioner", type_)
+
+
+def _inspection_data(found: Inspection) -> dict[str, Any]:
+    return {
+        "variables": [{"name": v.name, "default": v.shown, "required": v.required} for v in found.variables],
+        "builders": [{"name": name, "type": type_} for name, type_ in found.builders],
+        "provisioners": list(found.provisioners),
+        "post_processors": [list(chain) for chain in found.post_processors],
+    }
+
+
+def show_plan(plan: BuildPlan, console: Console) -> None:
+    """`imgbuild plan`: resolved options, steps in order, QEMU's arguments as far as they are known before the run."""
+    name = plan.context.build_name
+    voice = ui.Ui(name, console.show)
+    for secret in plan.context.sensitive:
+        voice.mask(secret)
+    outline = plan.builder.outline()
+    options = json.loads(plan.builder_options.model_dump_json(exclude_defaults=True))
+    if isinstance(console, JsonConsole):
+        steps, argv = list(outline.steps) + _steps(plan), list(outline.argv)
+        masked = json.loads(voice.masked(json.dumps({"options": options, "steps": steps, "argv": argv})))
+        console.show(Event("plan", name, "", masked))
+    else:
+        _plan_text(plan, outline, options, voice)
+
+
+def _plan_text(plan: BuildPlan, outline: Outline, options: dict[str, Any], voice: ui.Ui) -> None:
+    voice.say("Options")
+    for key, value in options.items():
+        voice.message(f"{key} = {'<sensitive>' if 'password' in key else json.dumps(value)}")
+    voice.say("Steps")
+    for number, step in enumerate([*outline.steps, *_steps(plan)], 1):
+        voice.message(f"{number}. {step}")
+    voice.say("QEMU")
+    voice.message(shlex.join(outline.argv))
+
+
+def _steps(plan: BuildPlan) -> list[str]:
+    steps = [f"provision: {step.type}" for step in plan.provisioners]
+    steps += ["shut down", "export, checksum and publish the disks"]
+    steps += [f"post-process: {' -> '.join(step.name for step in chain)}" for chain in plan.post_processors]
+    return steps
+
+
+def show_version(console: Console) -> None:
+    """`imgbuild version`."""
+    if isinstance(console, MachineConsole):
+        console.line("", "version", __version__)
+    else:
+        console.show(Event("message", "", f"imgbuild {__version__}"))
