@@ -7,6 +7,7 @@ status. Where that can't be promised there are none.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tempfile
@@ -38,6 +39,9 @@ _TRACED = re.compile(r"(^|[\s'\"])-[A-Za-z]*x[A-Za-z]*(?=$|[\s'\"])|xtrace")
 _FAILED = "__imgbuild_failed "
 _TRAP = f"trap 'case __imgbuild$? in __imgbuild0) ;; *) echo \"{_FAILED}$__imgbuild_line\" >&2;; esac' EXIT; "
 _COUNT = "__imgbuild_at() { __imgbuild_s=$?; __imgbuild_line=$1; return $__imgbuild_s; }; "
+_MARKS = re.compile(
+    rf"(__imgbuild_line=\d+; ({re.escape(_COUNT)})?{re.escape(_TRAP)})?__imgbuild_(at \d+ && :|line=\d+); "
+)
 
 
 def _codes(value: Any) -> Any:
@@ -103,14 +107,15 @@ def _starts(head: str, body: Sequence[str], command: str) -> tuple[int, ...]:
         return ()
     if _CLOBBERED.search(text) or (_TRACED.search(f"{head} {command} {text}") and _STATUS.search(text)):
         return ()
-    return _complete(body)
+    return _complete(tuple(body))
 
 
 def _untemplated(command: str) -> str:
     return re.sub(r"\{\{.*?\}\}", "", command)
 
 
-def _complete(body: Sequence[str]) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=32)
+def _complete(body: tuple[str, ...]) -> tuple[int, ...]:
     """Numbers of the lines in front of which no command is unfinished."""
     doubtful = [number for number, line in enumerate(body, 1) if not _is_plain(line)]
     answers = _judge(body, doubtful)
@@ -132,21 +137,17 @@ def _judge(body: Sequence[str], numbers: Sequence[int]) -> dict[int, bool]:
     if not numbers:
         return {}
     script = (
-        'cd "$1" && shift && for text in *; do for shell; do '
-        '"$shell" -n "./$text" 2>/dev/null; echo "$text $shell $?"; done; done'
+        'cd "$1" && shift && for text in *.whole; do for shell; do '
+        '"$shell" -n "./$text" 2>/dev/null && ! "$shell" -n "./${text%whole}broken" 2>/dev/null || continue 2; '
+        'done; echo "$text"; done'
     )
     with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as directory:
         for number in numbers:
             text = "\n".join(body[:number])
             for name, end in (("whole", "\n"), ("broken", "\n)\n")):
                 (directory / f"{number}.{name}").write_text(text + end, encoding="utf-8", errors="surrogateescape")
-        said = set(process.run(["sh", "-c", script, "sh", directory, *_JUDGES], timeout=60).stdout.split("\n"))
-    return {
-        number: all(
-            f"{number}.whole {shell} 0" in said and f"{number}.broken {shell} 0" not in said for shell in _JUDGES
-        )
-        for number in numbers
-    }
+        said = process.run(["sh", "-c", script, "sh", directory, *_JUDGES], timeout=60).stdout.split()
+    return {number: f"{number}.whole" in said for number in numbers}
 
 
 class Watch:
@@ -161,6 +162,7 @@ class Watch:
         self.last: list[str] = []
 
     def __call__(self, line: str) -> None:
+        line = _MARKS.sub("", line)  # bash quotes a line with a syntax error
         before, found, number = line.rpartition(_FAILED)
         if found and number.isdigit():
             self._main.failed, line = int(number), before
