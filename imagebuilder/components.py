@@ -140,7 +140,8 @@ class _Decoder(Generic[T]):
         return text
 
     def check(self, text: str) -> tuple[str, list[Doubt]]:
-        return text, self.engine.check(text)
+        doubts = self.engine.check(text)
+        return self.engine.settle(text), doubts
 
     def evaluate(self, text: str) -> tuple[str, list[Doubt]]:
         rendered, doubts = self.engine.evaluate(text, None, self.build)

@@ -95,11 +95,12 @@ class Leave:
 Node = Text | Print | Branch | Leave
 
 
-def parse(text: str, functions: Collection[str]) -> tuple[Node, ...]:
-    """The nodes of a text; `functions` are the names that may be called. Raises ExpressionError."""
+def parse(text: str, functions: Collection[str], *, fields_later: bool = False) -> tuple[Node, ...]:
+    """The nodes of a text; `functions` are the names that may be called. With `fields_later`, actions that begin with
+    a field are text. Raises ExpressionError."""
     if "{{" not in text:
         return (Text(text),) if text else ()
-    return _Parser(list(pieces(text)), functions).template()
+    return _Parser(list(pieces(text, fields_later=fields_later)), functions).template()
 
 
 def calls(nodes: tuple[Node, ...]) -> Iterator[tuple[Function, tuple[Any, ...] | None]]:

@@ -17,6 +17,7 @@ _TOKEN = re.compile(
     |(?P<open>\()|(?P<close>\))|(?P<comma>,)|(?P<word>[^\W\d]\w*)""",
     re.VERBOSE,
 )
+_FIELD = re.compile(r"\{\{\s?\..*?\}\}")
 _ACTION = re.compile(r"\{\{.{0,80}?\}\}", re.DOTALL)
 
 
@@ -41,8 +42,11 @@ class Action:
     offset: int
 
 
-def pieces(text: str) -> Iterator[str | Action]:
-    """Text and actions in turn; comments are gone, trim markers have done their work."""
+def pieces(text: str, *, fields_later: bool = False) -> Iterator[str | Action]:
+    """Text and actions in turn; comments are gone, trim markers have done their work.
+
+    `fields_later`: an action that begins with a field, like `{{ .HTTPIP }}`, is text.
+    """
     at, trim = 0, False
     while True:
         opened = text.find("{{", at)
@@ -54,12 +58,16 @@ def pieces(text: str) -> Iterator[str | Action]:
         marked = text[opened + 2 : opened + 3] == "-" and text[opened + 3 : opened + 4] in tuple(_TRIMMED)
         yield piece.rstrip(_TRIMMED) if marked else piece
         start = opened + 4 if marked else opened + 2
-        if text.startswith("/*", start):
+        field = _FIELD.match(text, opened) if fields_later else None
+        if field:
+            at = field.end()
+            yield field.group()
+        elif text.startswith("/*", start):
             at = _after_comment(text, start, opened)
         else:
             action, at = _action(text, start, opened)
             yield action
-        trim = text[at - 3] == "-" and text[at - 4] in _TRIMMED
+        trim = field is None and text[at - 3] == "-" and text[at - 4] in _TRIMMED
 
 
 def _after_comment(text: str, start: int, opened: int) -> int:

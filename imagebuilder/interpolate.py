@@ -36,6 +36,8 @@ BUILD_DATA = (
 )  # fmt: skip
 """What the function `build` knows once the guest runs."""
 
+_MAX_DEPTH = 5
+_USER = re.compile(r"\{\{[ \t]*user[ \t]+(?:`([^`]*)`|\"([^\"\\]*)\")[ \t]*\}\}")
 _SECRETS = ("consul_key", "vault", "aws_secretsmanager", "aws_secretsmanager_raw")
 
 
@@ -64,7 +66,8 @@ class Engine:
     environ: Mapping[str, str] | None = None
     started: datetime = STARTED
     missing: Callable[[str], str] | None = field(default=None, repr=False)
-    """Asked for a variable that `variables` lacks."""
+    """Asked for a variable that `variables` lacks, while variables are resolved: then actions that begin with a field,
+    like `{{ .HTTPIP }}`, are left alone, to be rendered where the variable is used."""
     unset: frozenset[str] = frozenset()
     """Variables whose value is a problem that was said already."""
 
@@ -83,17 +86,36 @@ class Engine:
         Without `build` (the guest does not run yet) the function of that name puts itself back, to be rendered again;
         with an empty one it is refused. Raises Unset for a variable in `unset`.
         """
-        if "{{" not in text:
-            return text, []
         doubts: list[Doubt] = []
-        functions = _Functions(self, build, doubts)
+        return self._run(text, dot, build, doubts, 0), doubts
+
+    def _run(
+        self,
+        text: str,
+        dot: Mapping[str, Any] | None,
+        build: Mapping[str, str] | None,
+        doubts: list[Doubt],
+        depth: int,
+    ) -> str:
+        if "{{" not in text:
+            return text
+        if depth > _MAX_DEPTH:
+            raise ExpressionError("variables hold each other again and again", 0)
+        functions = _Functions(self, build, doubts, lambda inner: self._run(inner, dot, build, [], depth + 1))
         table = functions.table()
-        return goexecute.execute(gotemplate.parse(text, table), dot, table, functions.called), doubts
+        nodes = gotemplate.parse(text, table, fields_later=self.missing is not None)
+        return goexecute.execute(nodes, dot, table, functions.called)
 
     def check(self, text: str) -> list[Doubt]:
         """What is doubtful about a text that is rendered later. Raises ExpressionError when it can't be rendered."""
         doubts: list[Doubt] = []
-        functions = _Functions(self, None, doubts)
+        self._check(text, doubts, 0)
+        return doubts
+
+    def _check(self, text: str, doubts: list[Doubt], depth: int) -> str:
+        if depth > _MAX_DEPTH:
+            raise ExpressionError("variables hold each other again and again", 0)
+        functions = _Functions(self, None, doubts, lambda inner: self._check(inner, [], depth + 1))
         table = functions.table()
         for function, arguments in gotemplate.calls(gotemplate.parse(text, table)):
             if arguments is not None and function.name in ("user", "env", "build", "sed", *_SECRETS):
@@ -103,7 +125,12 @@ class Engine:
                 except ValueError as error:
                     raise goexecute.refusal(function, error) from None
                 functions.called(function.offset)
-        return doubts
+        return text
+
+    def settle(self, text: str) -> str:
+        """The text with every plain `{{user `name`}}` replaced, and all else left for later: what is typed or run then
+        can be looked at now."""
+        return _USER.sub(lambda found: self.variables.get(found[1] or found[2] or "", found[0]), text)
 
 
 def describe(error: ExpressionError, text: str) -> Problem:
@@ -114,8 +141,10 @@ def describe(error: ExpressionError, text: str) -> Problem:
 class _Functions:
     """Packer's functions for one text of one build."""
 
-    def __init__(self, engine: Engine, build: Mapping[str, str] | None, doubts: list[Doubt]) -> None:
-        self.engine, self.build_data, self.doubts = engine, build, doubts
+    def __init__(
+        self, engine: Engine, build: Mapping[str, str] | None, doubts: list[Doubt], inner: Callable[[str], str]
+    ) -> None:
+        self.engine, self.build_data, self.doubts, self.inner = engine, build, doubts, inner
         self.fresh: list[Doubt] = []
 
     def table(self) -> dict[str, Signature]:
@@ -154,7 +183,8 @@ class _Functions:
 
     def user(self, name: str) -> str:
         if name in self.engine.variables:
-            return self.engine.variables[name]
+            value = self.engine.variables[name]
+            return value if self.engine.missing is not None else self.rendered(name, value)
         if self.engine.missing is not None:
             return self.engine.missing(name)
         if name in self.engine.unset:
@@ -162,6 +192,15 @@ class _Functions:
         hint = did_you_mean(name, self.engine.variables) or f'add it to \'variables\': "{name}": ""'
         self.doubt(f"'{name[:60]}' is not among the variables: nothing is put in its place", hint)
         return ""
+
+    def rendered(self, name: str, value: str) -> str:
+        """A variable may hold actions, like `{{ .HTTPIP }}`, which are done where it is used."""
+        try:
+            return self.inner(value)
+        except ExpressionError as error:
+            action = action_at(value, error.offset)
+            message = f"'{name[:60]}' holds '{action}': {error.problem.message}"
+            raise ValueError(message, error.problem.hint) from None
 
     def env(self, name: str) -> str:
         if self.engine.environ is None:

@@ -31,10 +31,12 @@ def test_values_are_rendered_and_decoded() -> None:
     )  # fmt: skip
 
 
-def test_late_fields_stay_as_they_are() -> None:
-    found = decoded({"boot_command": ["{{.HTTPIP}} {{user `m`}}"], "qemuargs": [["-m", "{{.Name}}"]]})
+def test_late_fields_keep_their_actions_but_plain_variables() -> None:
+    found = decoded(
+        {"boot_command": ["{{.HTTPIP}} {{ user `m` }} {{user `m` | upper}}"], "qemuargs": [["-m", "{{.Name}}"]]}
+    )
     assert found.options is not None
-    assert found.options.boot_command == ("{{.HTTPIP}} {{user `m`}}",)
+    assert found.options.boot_command == ("{{.HTTPIP}} 2048 {{user `m` | upper}}",)
     assert found.options.qemuargs == (("-m", "{{.Name}}"),)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from imagebuilder import plugins
 from imagebuilder.errors import TemplateError
 from imagebuilder.gotime import format_time
 from imagebuilder.interpolate import STARTED, Engine
@@ -136,11 +137,26 @@ def test_any_options(options: dict[str, Any]) -> None:
     survives(json.dumps({"builders": [{**options, "type": "probe"}]}))
 
 
+SHIPPED = [(sort, name) for sort in plugins.BUILT_IN for name in plugins.BUILT_IN[sort]]
+
+
+@pytest.mark.parametrize(("sort", "name"), SHIPPED, ids=str)
+@settings(fuzzed, max_examples=25)
+@given(st.data())
+def test_any_options_of_what_ships(sort: plugins.Kind, name: str, data: st.DataObject) -> None:
+    model = plugins.options_of(sort, name)
+    assert model is not None
+    keys = st.sampled_from([field.alias or key for key, field in model.model_fields.items()] + [*model.renamed])
+    component = {**data.draw(st.dictionaries(keys, VALUES, max_size=6)), "type": name}
+    key = sort.replace("_", "-")
+    survives(json.dumps({"builders": [{"type": "probe"}], key: [component]}))
+
+
 WORDS = st.sampled_from(
     ["user", "upper", "`a`", '"b"', "'c'", "1", "2.5", "-7", "nil", "true", ".", ".A", "$", "$x", ":=", "=", "|", "(",
-     ")", "if", "else", "end", "range", "with", "eq", "and", "printf", "`%5d`", '"%s"', "index", "slice", "len", "split",
-     "replace_all", "``", "build", "`Host`", "strftime", "`%q%`", "break", "{{", "}}", "{{-", "-}}", "/*", "*/",
-     ",", "isotime", " ", "\n"]
+     ")", "if", "else", "end", "range", "with", "eq", "and", "printf", "`%5d`", '"%s"', "index", "slice",
+     "len", "split", "replace_all", "``", "build", "`Host`", "strftime", "`%q%`", "break", "{{", "}}", "{{-", "-}}",
+     "/*", "*/", ",", "isotime", " ", "\n"]
 )  # fmt: skip
 
 

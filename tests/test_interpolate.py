@@ -79,13 +79,22 @@ def test_rendering(text: str) -> None:
     assert engine.render(text) == SAME_IN_PACKER[text]
 
 
+def packer_build(packer: str, template: dict[str, Any], directory: Path) -> str:
+    """What Packer prints when it runs a template."""
+    (directory / "t.json").write_text(json.dumps(template), encoding="utf-8")
+    private = {"HOME": str(directory), "PATH": os.environ["PATH"], "CHECKPOINT_DISABLE": "1", "TMPDIR": str(directory)}
+    done = subprocess.run([packer, "build", "t.json"], cwd=directory, env=private, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_rendering_is_packer_s(tmp_path: Path) -> None:
     """Every text is given to a shell by Packer's shell-local as a variable, and read back."""
     packer = shutil.which("packer")
     version = packer and subprocess.run([packer, "version"], capture_output=True, text=True).stdout
     if not packer or "Packer v" not in (version or ""):
         pytest.skip("needs HashiCorp's packer on PATH")
-    texts = [text for text in SAME_IN_PACKER if "{{`{{" not in text]  # shell-local renders its environment twice
+    texts = [text for text in SAME_IN_PACKER if "{{`{{" not in text]  # Packer renders until nothing changes
     environment = [f"V{number}={text}" for number, text in enumerate(texts)]
     template = {
         "variables": dict(ENGINE.variables),
@@ -99,14 +108,34 @@ def test_rendering_is_packer_s(tmp_path: Path) -> None:
             }
         ],
     }
-    (tmp_path / "t.json").write_text(json.dumps(template), encoding="utf-8")
-    private = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "CHECKPOINT_DISABLE": "1", "TMPDIR": str(tmp_path)}
-    done = subprocess.run([packer, "build", "t.json"], cwd=tmp_path, env=private, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    packer_build(packer, template, tmp_path)
     values = dict(entry.split("=", 1) for entry in (tmp_path / "values").read_text("utf-8").split("\0")[:-1])
     engine = Engine(ENGINE.variables, "web", "null", started=ENGINE.started)
     for number, text in enumerate(texts):
         assert (text, engine.render(text)) == (text, values[f"V{number}"])
+
+
+def test_fields_in_variables_are_packer_s(tmp_path: Path) -> None:
+    """A variable that holds `{{.Vars}}` is rendered where it is used."""
+    packer = shutil.which("packer")
+    if not packer or "Packer v" not in subprocess.run([packer, "version"], capture_output=True, text=True).stdout:
+        pytest.skip("needs HashiCorp's packer on PATH")
+    command = "{{ .Vars }} sh -c 'echo $X-{{user `a`}}'"
+    template = {
+        "variables": {"a": "A", "command": command},
+        "builders": [{"type": "null", "communicator": "none"}],
+        "provisioners": [
+            {
+                "type": "shell-local",
+                "environment_vars": ["X=1"],
+                "inline": ["true"],
+                "execute_command": ["/bin/sh", "-c", "{{user `command`}}"],
+            }
+        ],
+    }
+    assert "null: 1-A" in packer_build(packer, template, tmp_path)
+    engine = Engine({"a": "A", "command": command})
+    assert engine.render("{{user `command`}}", {"Vars": "X='1' "}) == "X='1'  sh -c 'echo $X-A'"
 
 
 @pytest.mark.parametrize(

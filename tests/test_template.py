@@ -240,6 +240,33 @@ def test_variables_without_value(variables: dict[str, str], problem: str) -> Non
     assert found.startswith(problem)
 
 
+def test_a_variable_may_hold_what_is_known_only_where_it_is_used() -> None:
+    template = {
+        "variables": {
+            "ks": "ks.cfg",
+            "boot": "ks=http://{{ .HTTPIP }}:{{.HTTPPort}}/{{user `ks`}}",
+            "more": "{{user `boot`}}!",
+        },
+        "builders": [{**BUILDER, "boot_command": "{{ user `more` }}<enter>"}],
+    }
+    (build,) = planned(template).builds
+    (typed,) = options_of(build).boot_command
+    assert typed == "ks=http://{{ .HTTPIP }}:{{.HTTPPort}}/ks.cfg!<enter>"
+    dot = {"HTTPIP": "10.0.2.2", "HTTPPort": 80}
+    assert build.context.renderer.render(typed, dot) == "ks=http://10.0.2.2:80/ks.cfg!<enter>"
+    assert build.context.renderer.render("{{user `more` | upper}}", dot) == "KS=HTTP://10.0.2.2:80/KS.CFG!"
+    template["builders"] = [{**BUILDER, "iso_checksum": "{{user `boot`}}"}]
+    assert "'user': 'boot' holds '{{ .HTTPIP }}': '.HTTPIP' has no value here" in refused(template)[0]
+
+
+def test_a_variable_that_holds_itself() -> None:
+    template = {
+        "variables": {"a": '{{`{{user `}}{{print `"a"`}}{{`}}`}}'},
+        "builders": [{**BUILDER, "iso_checksum": "{{user `a`}}"}],
+    }
+    assert "again and again" in refused(template)[0]
+
+
 def test_undeclared_values_are_said_and_taken(tmp_path: Path) -> None:
     (tmp_path / "v.json").write_text('{"sise": "1"}', encoding="utf-8")
     template = {"variables": {"size": "0"}, "builders": [BUILDER]}
