@@ -12,11 +12,11 @@ _CLASSES = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 def read_private_key(path: Path, certificate: Path | None = None) -> paramiko.PKey:
     """The key in that file; ValueError tells what is wrong with it, or with its certificate."""
     try:
-        text = path.expanduser().read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.expanduser().read_bytes()
+    except OSError as error:
         raise ValueError(f"can't read '{path}': {_reason(error)}") from error
-    if "PRIVATE KEY" not in text:
-        raise ValueError(f"'{path}' holds no private key" + (": is it the public one?" if "ssh-" in text[:8] else ""))
+    if b"PRIVATE KEY" not in text:
+        raise ValueError(f"'{path}' holds no private key" + (": is it the public one?" if b"ssh-" in text[:8] else ""))
     key = _parse(path)
     if certificate is not None:
         try:

@@ -118,7 +118,7 @@ class SshCommunicator:
         self._bastion = None
 
     def _wait(self, timeout: float) -> None:
-        until, refused, host_key = time.monotonic() + timeout, 0, b""
+        until, refused, host_key, last = time.monotonic() + timeout, 0, b"", None
         while True:
             self._check()
             try:
@@ -129,8 +129,9 @@ class SshCommunicator:
                     refused = refused + 1 if refusal.host_key == host_key else 1  # else another system answers now
                     host_key = refusal.host_key
                     self._say_once(f"SSH answers, but {refusal.reason}; trying again")
+                last = last if refusal.cut and last else refusal
                 if time.monotonic() >= until:
-                    raise GuestError(self._too_late(timeout, refusal), hint=refusal.hint or _hint(refusal)) from refusal
+                    raise GuestError(self._too_late(timeout, last), hint=last.hint or _hint(last)) from refusal
                 if refusal.login and refused == self.settings.attempts:
                     hint = f"{refusal.hint}; if the installer's own SSH server was meant, raise ssh_handshake_attempts"
                     raise GuestError(

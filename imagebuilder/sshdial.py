@@ -24,18 +24,20 @@ CLOSED = "the connection was closed before an SSH greeting"
 
 
 class Refusal(Exception):
-    """An attempt to get in failed; `login`: the server did not accept who we are."""
+    """An attempt to get in failed; `login`: the server did not accept who we are; `cut`: it had too little time."""
 
-    def __init__(self, reason: str, *, hint: str | None = None, login: bool = False, host_key: bytes = b"") -> None:
+    def __init__(
+        self, reason: str, *, hint: str | None = None, login: bool = False, host_key: bytes = b"", cut: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.hint, self.login, self.host_key = reason, hint, login, host_key
+        self.reason, self.hint, self.login, self.host_key, self.cut = reason, hint, login, host_key, cut
 
 
 def knock(host: str, port: int, until: float, check: Callable[[], None]) -> socket.socket:
     """A connection on which a server has begun to speak, before the monotonic time `until`; Refusal names the last
     thing that happened. `check` is called all the while and may raise."""
     standing: dict[socket.socket, float] = {}
-    reason, next_knock = SILENCE, 0.0
+    reason, next_knock, began = SILENCE, 0.0, time.monotonic()
     try:
         while (now := time.monotonic()) < until:
             check()
@@ -52,14 +54,14 @@ def knock(host: str, port: int, until: float, check: Callable[[], None]) -> sock
                     return _greeted(stream)
                 except OSError as error:
                     reason, next_knock = reason_of(error), min(next_knock, time.monotonic() + _REFUSED_PAUSE)
-            for stream in [stream for stream, began in standing.items() if now - began > _PATIENCE]:
+            for stream in [stream for stream, knocked in standing.items() if now - knocked > _PATIENCE]:
                 reason = SILENCE
                 del standing[stream]
                 stream.close()
     finally:
         for stream in standing:
             stream.close()
-    raise Refusal(reason)
+    raise Refusal(reason, cut=reason is SILENCE and until - began < _PATIENCE)
 
 
 def _start(host: str, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import paramiko
 
+from imagebuilder.errors import GuestError
 from imagebuilder.sshdial import Refusal, reason_of
 from imagebuilder.sshrun import Transport
 
@@ -67,12 +68,17 @@ def negotiate(stream: socket.socket | paramiko.Channel, offer: Offer, until: flo
         if not done.is_set() or not transport.is_active():
             raise transport.get_exception() or TimeoutError()
     except (paramiko.SSHException, OSError, EOFError) as error:
-        transport.close()
+        _abandon(transport, stream)
         raise Refusal(_told(error)) from error
     except BaseException:
-        transport.close()
+        _abandon(transport, stream)
         raise
     return transport
+
+
+def _abandon(transport: paramiko.Transport, stream: socket.socket | paramiko.Channel) -> None:
+    transport.close()
+    stream.close()  # a session that did not begin leaves it open
 
 
 def _restrict(options: paramiko.transport.SecurityOptions, offer: Offer) -> None:
@@ -85,15 +91,17 @@ def _restrict(options: paramiko.transport.SecurityOptions, offer: Offer) -> None
     except ValueError as error:
         known = (*options.kex, *options.ciphers)
         unknown = [name for name in (*offer.key_exchanges, *offer.ciphers) if name not in known]
-        raise Refusal(f"unknown algorithm: {', '.join(unknown)}", hint=f"known are {', '.join(known)}") from error
+        raise GuestError(
+            f"Unknown SSH algorithm: {', '.join(unknown)}", hint=f"known are {', '.join(known)}"
+        ) from error
 
 
 def _told(error: BaseException) -> str:
     text = str(error)
     if "banner" in text:
         return "no SSH greeting in time" if "timeout" in text.lower() else "what answers does not speak SSH"
-    if isinstance(error, paramiko.SSHException) and "key exchange" in text:
-        return f"no common algorithm ({text})"
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        return f"no common algorithm ({text.partition('(')[2].rstrip(')') or text})"
     return reason_of(error)
 
 

@@ -19,8 +19,8 @@ from imagebuilder.ui import duration
 
 OPEN_TIMEOUT = 30.0  # seconds to open a channel in a session that lives
 _TICK = 0.5  # seconds between two looks at a silent command
-_DRAIN = 5.0  # seconds that something left in the background may keep the output open
-_FAREWELL = 3.0  # seconds for the connection to follow a command that a signal ended: then the guest goes down
+_DRAIN = 3.0  # seconds that something left in the background may keep the output open
+_FAREWELL = 2.0  # seconds for the connection to follow a command that a signal ended: then the guest goes down
 _LONGEST = 65536  # characters; a longer line is handed out in pieces
 
 Sink = Callable[[str], None]
