@@ -109,7 +109,8 @@ def dropbear(directory: Path) -> Iterator[Server]:
     (home / ".ssh" / "authorized_keys").chmod(0o600)
     subprocess.run(["dropbearkey", "-t", "ed25519", "-f", directory / "dropbear_key"], check=True, capture_output=True)
     assert DROPBEAR is not None
-    server = [DROPBEAR, "-F", "-E", "-r", str(directory / "dropbear_key"), "-p", f"127.0.0.1:{port}", "-P", "/dev/null"]
+    pid_file = str(directory / "pid")  # dropbear removes it at its end; /dev/null would be gone from the machine
+    server = [DROPBEAR, "-F", "-E", "-r", str(directory / "dropbear_key"), "-p", f"127.0.0.1:{port}", "-P", pid_file]
     argv = [*_UNSHARE, "sh", "-c", 'mount --bind "$1" ~root && shift && exec "$@"', "sh", str(home), *server]
     with _running(argv, directory, port) as process:
         yield Server(port, key, directory, process, "root")
