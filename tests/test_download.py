@@ -45,6 +45,9 @@ class Mirror(http.server.ThreadingHTTPServer):
         self.pause = 0.0  # seconds between pieces
         self.seen: list[tuple[str, str, dict[str, str]]] = []
 
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed is no news."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

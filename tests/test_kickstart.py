@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagebuilder import kickstart, paths
@@ -62,6 +62,7 @@ def test_quoting(value: str) -> None:
     assert ElementTree.fromstring(render('<a b="{{ v | xml }}">{{ v | xml }}</a>', v=value)).text == (value or None)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
@@ -72,6 +73,7 @@ def test_any_value_survives_yaml(value: object) -> None:
     assert yaml.safe_load(f"key: {kickstart.yaml(value)}\n") == {"key": json.loads(json.dumps(value))}
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_any_text_survives_the_shell(value: str) -> None:
     assert shlex.split(kickstart.shell(value)) == [value]
