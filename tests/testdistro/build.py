@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from imagebuilder import process
@@ -13,9 +12,12 @@ from . import archive, modules, packages
 FILES = Path(__file__).parent / "files"
 LABEL = "TESTDISTRO"
 _ESP_SECTORS = 4096  # 2 MiB: the installer's partition for it
-_GUEST_PROGRAMS = ("dropbear", "dropbearkey", "mke2fs", "scp", "sftp-server")
+_GUEST_PROGRAMS = ("dropbear", "dropbearkey", "extlinux", "mke2fs", "scp", "sftp-server")
 _RENAMED = {"mke2fs": "mkfs.ext4"}  # busybox's shell has a mke2fs of its own, which it prefers
-_GRUB_COMMON = ("part_msdos", "normal", "configfile", "linux", "ext2", "serial", "boot")
+_GRUB_MODULES = (
+    "boot", "configfile", "echo", "ext2", "iso9660", "linux", "normal", "part_gpt", "part_msdos", "search",
+    "search_fs_file", "search_label", "serial", "terminal",
+)  # fmt: skip
 _ISOLINUX = ("isolinux.bin", "ldlinux.c32", "libcom32.c32", "libutil.c32", "menu.c32")
 
 
@@ -76,32 +78,25 @@ def _installer(unpacked: Path, root: Path) -> None:
     target = root / "usr/lib/installer"
     shutil.copytree(FILES / "installer", target)
     (target / "init").rename(root / "init")
-    shutil.copy(_found(unpacked, "i386-pc/boot.img"), target)
-    wanted = ("biosdisk", *_GRUB_COMMON)
-    _grub_image(unpacked, "i386-pc", FILES / "boot/bios.cfg", wanted, target / "core.img")
-    _esp(unpacked, FILES / "boot/efi-disk.cfg", (), target / "esp.img")
+    shutil.copy(_found(unpacked, "mbr/mbr.bin"), target)
+    _esp(unpacked, FILES / "boot/efi-disk.cfg", target / "esp.img")
 
 
-def _esp(unpacked: Path, config: Path, modules: Sequence[str], target: Path) -> None:
+def _esp(unpacked: Path, config: Path, target: Path) -> None:
     """An EFI system partition with GRUB where firmware looks on removable media (UEFI 2.10, section 3.5.1.1)."""
     program = target.with_name("bootx64.efi")
-    wanted = (*_GRUB_COMMON, "part_gpt", "search", "search_label", "search_fs_file", *modules)
-    _grub_image(unpacked, "x86_64-efi", config, wanted, program)
+    process.run(
+        [
+            *_loader(unpacked), _found(unpacked, "grub-mkimage"), "-O", "x86_64-efi", "-p", "/boot/grub",
+            "-d", unpacked / "usr/lib/grub/x86_64-efi", "-c", config, "-o", program, *_GRUB_MODULES,
+        ],
+        timeout=60,
+    )  # fmt: skip
     mtools = _found(unpacked, "usr/bin/mtools")
     process.run([mtools, "-c", "mformat", "-C", "-i", target, "-T", str(_ESP_SECTORS), "-h", "16", "-s", "32", "::"])
     process.run([mtools, "-c", "mmd", "-i", target, "::/EFI", "::/EFI/BOOT"])
     process.run([mtools, "-c", "mcopy", "-i", target, program, "::/EFI/BOOT/BOOTX64.EFI"])
     program.unlink()
-
-
-def _grub_image(unpacked: Path, platform: str, config: Path, wanted: Sequence[str], target: Path) -> None:
-    process.run(
-        [
-            *_loader(unpacked), _found(unpacked, "grub-mkimage"), "-O", platform, "-p", "/boot/grub", "-c", config,
-            "-d", unpacked / "usr/lib/grub" / platform, "-o", target, *wanted,
-        ],
-        timeout=60,
-    )  # fmt: skip
 
 
 def _iso(unpacked: Path, tree: Path, target: Path) -> None:
@@ -116,7 +111,7 @@ def _iso(unpacked: Path, tree: Path, target: Path) -> None:
     for name in ("vmlinuz", "initrd.img"):
         (isolinux / name).hardlink_to(tree / "images/pxeboot" / name)
     shutil.copy(FILES / "media/grub.cfg", efi / "grub.cfg")
-    _esp(unpacked, FILES / "boot/efi-media.cfg", ("iso9660",), tree / "images/efiboot.img")
+    _esp(unpacked, FILES / "boot/efi-media.cfg", tree / "images/efiboot.img")
     system = (tree / "root.tar.gz").rename(tree.with_name("root.tar.gz"))
     archive.iso(tree, target, label=LABEL)
     system.rename(tree / "root.tar.gz")

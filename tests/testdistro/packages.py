@@ -15,7 +15,7 @@ from imagebuilder.errors import ImgbuildError
 # What runs, in the guest or here to make boot loaders; and what is only taken files from (or needs nothing but libc).
 PROGRAMS = ("busybox-static", "dropbear-bin", "e2fsprogs", "grub-common")
 FILES = (
-    "grub-efi-amd64-bin", "grub-pc-bin", "isolinux", "mtools", "openssh-client", "openssh-sftp-server",
+    "extlinux", "grub-efi-amd64-bin", "isolinux", "mtools", "openssh-client", "openssh-sftp-server",
     "syslinux-common",
 )  # fmt: skip
 # The first that apt knows: Debian's name, Ubuntu's name.
