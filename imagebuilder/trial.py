@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder import accel, artifact, cloudinit, disk, firmware, process, screen, sshkeys, symptoms
+from imagebuilder import accel, cloudinit, disk, firmware, process, screen, sshkeys, symptoms
 from imagebuilder.arguments import Drive, MachineConfig
 from imagebuilder.errors import GuestError, ImgbuildError
 from imagebuilder.iso import write_iso
 from imagebuilder.machine import Machine
+from imagebuilder.manifest import load_manifest
 from imagebuilder.ssh import SshCommunicator
 from imagebuilder.sshconfig import CommunicatorOptions
 from imagebuilder.ui import Ui
@@ -43,8 +44,7 @@ def disk_of(image: Path) -> Path:
         raise ImgbuildError(
             f"there is no image at '{image}'", hint="name a disk image, or a directory with manifest.json"
         )
-    manifest = artifact.load_manifest(image / "manifest.json")
-    return image / next(file.name for file in manifest.files if file.format)
+    return image / load_manifest(image).disks[0].name
 
 
 def boot(trial: Trial, ui: Ui) -> None:

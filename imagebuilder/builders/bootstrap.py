@@ -75,8 +75,8 @@ class Bootstrap:
 
     def first_boot(self, run: Run) -> FirstBoot:
         name = system_disk_name(self.options, self.context.build_name)
-        bootstrap.make_disk(self._spec(run), run.output.work / f"{name}.base.qcow2", run.ui, work=run.output.work)
-        base, overlay = run.output.work / f"{name}.base.qcow2", run.output.work / f"{name}.working"
+        bootstrap.make_disk(self._spec(run), run.working / f"{name}.base.qcow2", run.ui, work=run.working)
+        base, overlay = run.working / f"{name}.base.qcow2", run.working / f"{name}.working"
         disk.overlay(overlay, base, "qcow2")
         cdroms: tuple[str, ...] = ()
         if self.options.cloud_init and run.key is not None:

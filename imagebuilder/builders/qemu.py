@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imagebuilder import cloudinit, disk, download, kickstart, media
+from imagebuilder import cloudinit, disk, download, kickstart, media, transfer
 from imagebuilder.builders import defaults
 from imagebuilder.builders.hardware import FirstBoot, argv, drive
 from imagebuilder.builders.qemuoptions import QemuOptions, system_disk_name
@@ -104,7 +104,7 @@ class Qemu:
     def _fetch(self, run: Run) -> Path | str:
         o = self.options
         if o.iso_skip_cache:
-            download.check_ranges(o.urls[0])
+            transfer.check_ranges(o.urls[0])
             return o.urls[0]
         with run.ui.step(f"Retrieving {o.urls[0]}"):
             target = Path(o.iso_target_path) if o.iso_target_path else None
@@ -123,13 +123,13 @@ class Qemu:
     def _disks(self, image: Path | str | None, run: Run) -> list[Path]:
         """The disks of the run: qcow2 in the work directory; an image given is never written to."""
         o, name = self.options, system_disk_name(self.options, self.context.build_name)
-        first = run.output.work / name
+        first = run.working / name
         if image is None:
             run.ui.say(f"Creating disk ({o.disk_size // 2**20} MiB)")
             disk.create(first, o.disk_size, "qcow2", o.qemu_img_args.create)
         else:
             self._overlay(first, Path(image), run)
-        more = [(run.output.work / f"{name}-{n}", size) for n, size in enumerate(o.disk_additional_size, 1)]
+        more = [(run.working / f"{name}-{n}", size) for n, size in enumerate(o.disk_additional_size, 1)]
         for path, size in more:
             disk.create(path, bytes_of(size), "qcow2", o.qemu_img_args.create)
         return [first, *(path for path, _ in more)]

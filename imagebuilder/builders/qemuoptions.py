@@ -174,6 +174,11 @@ class MachineOptions(CommunicatorOptions):
         return bool(self.seal)
 
     @property
+    def stays_overlay(self) -> bool:
+        """Whether the result is an overlay on the image that was given."""
+        return False
+
+    @property
     def efi(self) -> bool:
         """Whether the machine boots by UEFI."""
         return self.efi_boot or self.efi_secure_boot or bool(self.efi_firmware_code or self.efi_firmware_vars)
@@ -310,6 +315,10 @@ class QemuOptions(MachineOptions):
     @property
     def seals(self) -> bool:
         return bool(self.distro) if self.seal is None else self.seal
+
+    @property
+    def stays_overlay(self) -> bool:
+        return self.use_backing_file
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ _POLL = 0.5  # seconds between two looks at a guest that we wait for
 class Run:
     """What the parts of one run know of each other. `data` is the dot of late templates."""
 
-    output: Output
+    working: Path  # the disks while they are worked on, beside the output
     runtime: Path  # private: sockets, keys, logs, media
     ui: Ui
     key: sshkeys.KeyPair | None
@@ -79,6 +79,8 @@ class MachineSession:
         self._source, self._output, self._runtime, self._ui, self._owned = source, output, runtime, ui, owned
         self._options, self._context = source.options, source.context
         self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
+        self._working = output.work / "working"
+        self._working.mkdir()
         self._config: MachineConfig | None = None
 
     @contextlib.contextmanager
@@ -100,7 +102,7 @@ class MachineSession:
     def artifact(self) -> Artifact:
         """Compact every disk, write the manifest, put all under the final name."""
         assert self._config is not None
-        return export.publish(self._config, self._options, self._context, self._output, self._ui)
+        return export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
 
     # -- before the guest runs
 
@@ -122,7 +124,7 @@ class MachineSession:
             "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": "",
             "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
         }  # fmt: skip
-        runs.append(Run(self._output, self._runtime, self._ui, key, server, data))
+        runs.append(Run(self._working, self._runtime, self._ui, key, server, data))
         return runs[0]
 
     def _public_key(self, key: sshkeys.KeyPair | None) -> str:
@@ -139,7 +141,7 @@ class MachineSession:
     def _machine(self, boot: FirstBoot, run: Run) -> MachineConfig:
         choice = hardware.choose_accelerator(self._options, self._ui)
         config = hardware.machine_config(self._options, self._context, boot, choice, run.data)
-        config = replace(config, nvram=self._output.work / "efivars.fd")
+        config = replace(config, nvram=self._working / "efivars.fd")
         hardware.warn_of_lost_parts(config, self._ui)
         hardware.mask_passwords(config, self._ui)
         return config

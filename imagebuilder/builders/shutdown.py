@@ -14,7 +14,7 @@ _TRIM = "fstrim -a 2>/dev/null || fstrim / 2>/dev/null || true"
 
 # What makes one machine of many clones: each of them must find or make its own at its first boot.
 _SEAL = """
-if command -v cloud-init >/dev/null; then cloud-init clean --logs --seed >/dev/null 2>&1 || cloud-init clean --logs; fi
+rm -rf /var/lib/cloud/* /var/log/cloud-init.log /var/log/cloud-init-output.log
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 [ ! -e /etc/machine-id ] || : > /etc/machine-id
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
