@@ -25,6 +25,7 @@ from imagebuilder import verified
 from imagebuilder.checksum import Checksum, choose, parse_checksum
 from imagebuilder.errors import ChecksumError, ImgbuildError, Problem, StoreError, TemplateError
 from imagebuilder.transfer import FIRST_PAUSE, Origin, Transfer, shown
+from imagebuilder.transfer import check_ranges as check_ranges
 from imagebuilder.ui import Ui, duration, size
 from imagebuilder.verified import Record
 

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from imagebuilder import download, verified
+from imagebuilder.download import check_ranges
 from imagebuilder.errors import ChecksumError, ImgbuildError, StoreError, TemplateError
-from imagebuilder.transfer import check_ranges, shown
+from imagebuilder.transfer import shown
 from imagebuilder.ui import Event, Ui
 
 ISO = bytes(range(256)) * 4096 + b"the end"  # 1 MiB and a bit
@@ -512,3 +513,5 @@ def test_check_ranges(mirror: Mirror) -> None:
     mirror.ranges = False
     with pytest.raises(ImgbuildError, match="serves no byte ranges"):
         check_ranges(f"{mirror.url}/a.iso")
+    with pytest.raises(ImgbuildError, match=r"can't reach '/a\.iso'"):
+        check_ranges("/a.iso")
