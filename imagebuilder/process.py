@@ -31,6 +31,8 @@ _INHERITED = (
     "XAUTHORITY", "SSH_AUTH_SOCK", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip
 
+_SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"  # not on an ordinary user's PATH; mke2fs and sfdisk live there
+
 
 @dataclass(frozen=True)
 class Completed:
@@ -44,7 +46,7 @@ class Completed:
 
 def find(program: str, *, package: str) -> str:
     """The path of a host program; an error that names the Debian package to install when there is none."""
-    path = shutil.which(program)
+    path = shutil.which(program) or shutil.which(program, path=_SYSTEM)
     if path is None:
         raise ImgbuildError(f"'{program}' is not installed", hint=f"install it: apt-get install {package}")
     return path

@@ -2,7 +2,8 @@
 
 The scripts run in mount and PID namespaces of their own, with the root of the image on a tmpfs that exists nowhere
 else: when their first process dies, by `kill -9` too, every child and every mount is gone with it. The working
-directory is the only way in and out (an unmapped user's home can't be passed through from inside a user namespace).
+directory is the only way in and out (from inside a user namespace, root is nobody to a user's home), and only plain
+files go there: a directory made in a user namespace could not be removed from outside.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ mmdebstrap's command line."""
 SETUP = """\
 set -eu
 mkdir -p "$1/var/cache/apt/archives" "$1/etc/initramfs-tools" "$1/etc/ssh"
-mount --bind /mnt/exchange/archives "$1/var/cache/apt/archives"
+find /mnt/exchange/archives -name '*.deb' -exec cp -t "$1/var/cache/apt/archives" {} +
 # One initramfs, made at the end, instead of one at every turn: 5 s each.
 echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"
 # No host keys: the package makes them where there are none, the sealed image has none.
@@ -54,7 +55,10 @@ cp /mnt/exchange/dpkg.cfg "$1/etc/dpkg/dpkg.cfg.d/imgbuild"
 CUSTOMIZE = """\
 set -eu
 echo "imgbuild: configuring" >&2
-umount "$1/var/cache/apt/archives"
+for package in "$1"/var/cache/apt/archives/*.deb; do
+    [ -e "/mnt/exchange/archives/${package##*/}" ] || cp "$package" /mnt/exchange/archives/
+done
+rm -rf "$1"/var/cache/apt/archives/*
 rm -f "$1/etc/dpkg/dpkg.cfg.d/imgbuild" "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/*
 conf="$1/etc/initramfs-tools/update-initramfs.conf"
 if [ -e "$conf.dpkg-dist" ]; then mv "$conf.dpkg-dist" "$conf"; else echo update_initramfs=yes > "$conf"; fi
