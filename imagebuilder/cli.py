@@ -92,7 +92,7 @@ def main_group() -> None:
 @click.option("--color/--no-color", default=None, help="Colours; default: on a terminal.")
 @click.option("--timestamp-ui/--no-timestamp-ui", help="Begin every line with the time.")
 @click.pass_context
-def build_command(context: click.Context, path: str, **options: Any) -> None:
+def build_command(context: click.Context, /, path: str, **options: Any) -> None:
     """Build the images of TEMPLATE ('-': standard input)."""
     plan = _plan(path, options)
     build.check(plan)
@@ -112,11 +112,11 @@ def build_command(context: click.Context, path: str, **options: Any) -> None:
 @_SELECTION
 @click.option("--syntax-only/--no-syntax-only", help="Only look whether the file can be read.")
 @click.pass_context
-def validate_command(context: click.Context, path: str, syntax_only: bool, **options: Any) -> None:
+def validate_command(context: click.Context, /, path: str, syntax_only: bool, **options: Any) -> None:
     """Report everything that is wrong with TEMPLATE; nothing is started."""
     console = _console(context)
     if syntax_only:
-        template.load_template(path)
+        template.load_template(path).check()
         console.show(ui.Event("say", "", "Syntax-only check passed. Everything looks okay."))
         return
     plan = _plan(path, options)
@@ -128,7 +128,7 @@ def validate_command(context: click.Context, path: str, syntax_only: bool, **opt
 @main_group.command("inspect", epilog="Example: imgbuild inspect centos.json")
 @_TEMPLATE
 @click.pass_context
-def inspect_command(context: click.Context, path: str) -> None:
+def inspect_command(context: click.Context, /, path: str) -> None:
     """Show what TEMPLATE holds: variables, builders, provisioners, post-processors."""
     planning.show_inspection(template.inspect(template.load_template(path)), _console(context))
 
@@ -139,7 +139,7 @@ def inspect_command(context: click.Context, path: str) -> None:
 @_SELECTION
 @click.option("--force/--no-force", help="As in build.")
 @click.pass_context
-def plan_command(context: click.Context, path: str, **options: Any) -> None:
+def plan_command(context: click.Context, /, path: str, **options: Any) -> None:
     """Show what `build` would do: resolved options, steps, QEMU's arguments. Nothing is started."""
     plan = _plan(path, options)
     build.check(plan)
@@ -160,7 +160,7 @@ def plan_command(context: click.Context, path: str, **options: Any) -> None:
 @click.option("--wait-for", default="", metavar="TEXT", help="Wait for a text on screen or serial line, not for SSH.")
 @click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds until it must answer.")
 @click.pass_context
-def boot_command(context: click.Context, image: Path, **options: Any) -> None:
+def boot_command(context: click.Context, /, image: Path, **options: Any) -> None:
     """Try IMAGE (a disk, or an output directory) on a throw-away overlay."""
     console = _console(context)
     try:
@@ -171,7 +171,7 @@ def boot_command(context: click.Context, image: Path, **options: Any) -> None:
 
 @main_group.command("version", epilog="Example: imgbuild version")
 @click.pass_context
-def version_command(context: click.Context) -> None:
+def version_command(context: click.Context, /) -> None:
     """Print the version."""
     planning.show_version(_console(context))
 

@@ -24,12 +24,11 @@ def with_distro(options: QemuOptions) -> tuple[Distro | None, QemuOptions]:
     brought: dict[str, Any] = {"http_templates": distro.http_templates, "memory": distro.memory}
     if not options.urls:
         brought |= {"iso_urls": distro.iso_url, "iso_checksum": distro.iso_checksum}
-    if not typed:
-        brought |= {
-            "kernel": f"iso:{distro.kernel}",
-            "initrd": tuple(f"iso:{path}" for path in distro.initrd),
-            "kernel_args": distro.kernel_args,
-        }
+    if not typed and distro.kernel:
+        initrd = tuple(f"iso:{path}" for path in distro.initrd)
+        brought |= {"kernel": f"iso:{distro.kernel}", "initrd": initrd, "kernel_args": distro.kernel_args}
+    elif not typed:
+        brought |= {"boot_command": distro.boot_command, "boot_wait": distro.boot_wait}
     update = {key: value for key, value in brought.items() if value and key not in options.model_fields_set}
     return distro, options.model_copy(update=update)
 

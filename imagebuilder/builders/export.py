@@ -34,7 +34,9 @@ def _export(drive: Drive, target: Path, options: MachineOptions, ui: Ui) -> Disk
     if options.stays_overlay or (options.skip_compaction and _is_whole(source, options)):
         source.rename(target)
     else:
-        compression: disk.Compression | None = "zstd" if options.format == "qcow2" and options.disk_compression else None
+        compression: disk.Compression | None = (
+            "zstd" if options.format == "qcow2" and options.disk_compression else None
+        )
         with ui.step(f"Exporting {target.name} ({options.format})"), ui.progress("Exporting", 100, "percent") as update:
             disk.convert(
                 source, drive.format, target, format=options.format, compression=compression, progress=update,

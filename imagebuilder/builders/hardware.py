@@ -61,7 +61,8 @@ def machine_config(
         vnc=_vnc(o), display=_display(o), vga=o.vga,
         bios=Path(o.firmware) if o.firmware and not o.use_pflash else None, firmware=_firmware(o),
         tpm=TpmConfig("1.2" if o.use_tpm1 else "2.0", o.tpm_device_type) if o.vtpm else None,
-        no_reboot=boot.installing, qmp_socket_path=Path(o.qmp_socket_path) if o.qmp_socket_path else None, qemuargs=rows,
+        no_reboot=boot.installing, qmp_socket_path=Path(o.qmp_socket_path) if o.qmp_socket_path else None,
+        qemuargs=rows,
     )  # fmt: skip
 
 

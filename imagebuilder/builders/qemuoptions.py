@@ -11,8 +11,10 @@ from pydantic import BeforeValidator, Field
 
 from imagebuilder.bootcommand import parse as parse_boot_command
 from imagebuilder.checksum import parse_checksum
+from imagebuilder.distro import distro_names
 from imagebuilder.options import LATE, Bool, Duration, Int, Lines, Options, Size, Text, TextMap, Texts, bytes_of, kind
 from imagebuilder.sshconfig import CommunicatorOptions
+from imagebuilder.suggestion import did_you_mean
 
 _CHECKSUM_TYPES = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 
@@ -251,6 +253,12 @@ class QemuOptions(MachineOptions):
 
     def _source_problems(self) -> Iterator[tuple[str, str]]:
         bare = bool(self.kernel) and not any(source.startswith("iso:") for source in (self.kernel, *self.initrd))
+        if self.distro and self.distro not in distro_names():
+            near = did_you_mean(self.distro, distro_names())
+            yield (
+                "distro",
+                f"there is no release '{self.distro}'; " + (near or f"there are {', '.join(distro_names())}"),
+            )
         if self.iso_url and self.iso_urls:
             yield "iso_urls", "give iso_url or iso_urls, not both"
         if not self.urls and not self.distro and not bare:

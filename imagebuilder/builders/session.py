@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagebuilder import failure, keyboard, process, screen, sshkeys, symptoms
+from imagebuilder import failure, keyboard, ports, process, screen, sshkeys, symptoms
 from imagebuilder.arguments import MachineConfig
 from imagebuilder.artifact import Output
 from imagebuilder.bootcommand import parse as parse_boot_command
@@ -82,6 +82,7 @@ class MachineSession:
         self._working = output.work / "working"
         self._working.mkdir()
         self._config: MachineConfig | None = None
+        self._data: dict[str, str] = {}
 
     @contextlib.contextmanager
     def guest(self) -> Iterator[Guest]:
@@ -102,7 +103,8 @@ class MachineSession:
     def artifact(self) -> Artifact:
         """Compact every disk, write the manifest, put all under the final name."""
         assert self._config is not None
-        return export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
+        made = export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
+        return replace(made, state={**self._data, **made.state})
 
     # -- before the guest runs
 
@@ -118,14 +120,22 @@ class MachineSession:
             self._ui.say(
                 f"Serving the guest at http://{GUEST_VIEW}:{port}/ ({server.address[0]}:{port} of this machine)"
             )
+        forward = self._own_forward(stack)
         data = {
             "Name": system_disk_name(self._options, self._context.build_name),
             "OutputDir": str(self._output.final), "SSHPublicKey": self._public_key(key),
-            "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": "",
+            "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": forward or "",
             "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
         }  # fmt: skip
         runs.append(Run(self._working, self._runtime, self._ui, key, server, data))
         return runs[0]
+
+    def _own_forward(self, stack: contextlib.ExitStack) -> int | None:
+        """A port for templates that forward it to the guest by themselves, in their qemuargs."""
+        o = self._options
+        if not any("SSHHostPort" in word for row in o.qemuargs for word in row):
+            return None
+        return stack.enter_context(ports.reserved(o.host_port_min or 0, o.host_port_max or 0))
 
     def _public_key(self, key: sshkeys.KeyPair | None) -> str:
         if key is not None:
@@ -142,6 +152,10 @@ class MachineSession:
         choice = hardware.choose_accelerator(self._options, self._ui)
         config = hardware.machine_config(self._options, self._context, boot, choice, run.data)
         config = replace(config, nvram=self._working / "efivars.fd")
+        if self._options.qmp_enable:
+            path = config.qmp_socket_path or self._runtime / f"{config.name}.monitor"
+            config = replace(config, qmp_socket_path=path)
+            self._ui.message(f"QMP for you: {path}")
         hardware.warn_of_lost_parts(config, self._ui)
         hardware.mask_passwords(config, self._ui)
         return config
@@ -220,7 +234,9 @@ class MachineSession:
             return
         watcher, limit = symptoms.Watcher(machine.serial_log, machine.monitor), self._options.ssh_timeout
         began = time.monotonic()
-        with SshCommunicator.of(self._options, machine.host_port, run.key, self._ui) as communicator:
+        with SshCommunicator.of(
+            self._options, machine.host_port or run.data["SSHHostPort"] or None, run.key, self._ui
+        ) as communicator:
             with self._ui.step("Waiting for SSH"), self._ui.progress("Waiting for SSH", limit, "seconds") as update:
 
                 def check() -> None:
@@ -230,7 +246,8 @@ class MachineSession:
 
                 communicator.connect(limit, check=check)
             self._evidence.connected = True
-            yield Guest(communicator, self._guest_data(communicator, run, address), address)
+            self._data = self._guest_data(communicator, run, address)
+            yield Guest(communicator, self._data, address)
 
     def _guest_data(self, communicator: SshCommunicator, run: Run, address: str) -> dict[str, str]:
         """What `{{build `Host`}}` and its like find."""
