@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import paramiko
 
-from imagebuilder.sshrun import Lines, open_channel
+from imagebuilder.sshrun import Lines, start
 from imagebuilder.sshtree import CHUNK, Entry, Meter, Missing, Reader, Receiver, Writer, followed, quoted
 
 _TIMEOUT = 300.0  # seconds that the guest may take for one answer
@@ -83,10 +83,9 @@ class Scp:
 
     @contextlib.contextmanager
     def _started(self, script: str) -> Iterator[_Conversation]:
-        channel = open_channel(self._transport)
+        channel = start(self._transport, f"sh -c {shlex.quote(script)}")
         with contextlib.closing(channel):
             channel.settimeout(_TIMEOUT)
-            channel.exec_command(f"sh -c {shlex.quote(script)}")
             conversation = _Conversation(channel)
             yield conversation
             channel.shutdown_write()

@@ -12,6 +12,7 @@ from imagebuilder.sshrun import open_channel
 from imagebuilder.sshtree import CHUNK, Entry, Meter, Missing, Reader, Receiver, Writer, relative_to_home
 
 _TIMEOUT = 300.0  # seconds that the guest may take for one answer
+_END_TIMEOUT = 2.0  # seconds for the guest's SFTP server to end
 _SECRET = 0o077  # permission bits that a secret file lacks
 
 
@@ -34,6 +35,8 @@ class Sftp:
                     raise
                 raise Missing("the guest has no SFTP server") from error
             yield client
+            channel.shutdown_write()
+            channel.status_event.wait(_END_TIMEOUT)  # its process is gone when the next channel is opened
 
     def put(self, source: Reader, size: int, destination: str, mode: int) -> None:
         with self._client() as client:

@@ -20,7 +20,7 @@ from imagebuilder.sshfiles import Files
 from imagebuilder.sshkeys import KeyPair
 from imagebuilder.sshlogin import Login, authenticate, negotiate
 from imagebuilder.sshpulse import Pulse
-from imagebuilder.sshrun import Sink, TimedOut, execute, open_channel
+from imagebuilder.sshrun import Sink, TimedOut, execute
 from imagebuilder.sshsettings import SshSettings
 from imagebuilder.ui import Ui, duration
 
@@ -221,25 +221,19 @@ class SshCommunicator:
         timeout: float | None = None,
     ) -> int | None:
         """See `plugins.Communicator`. The command's standard input is empty; it gets a terminal with ssh_pty."""
-        try:
-            return execute(
-                self._channel(), command, on_line=on_line, on_error_line=on_error_line, timeout=timeout,
-                pty=self.settings.pty, forward_agent=self.settings.forward_agent, alive=self._alive,
-            )  # fmt: skip
-        except paramiko.SSHException as error:
-            raise GuestError(f"The guest's SSH server does not run commands: {reason_of(error)}") from error
-
-    def _channel(self) -> paramiko.Channel:
-        """A channel for a command, in a new session if this one is dead or takes no more channels."""
-        try:
-            return open_channel(self._session())
-        except (OSError, EOFError, paramiko.SSHException):
-            self.close()
-        try:
-            return open_channel(self._session())
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            reason = reason_of(error)
-            raise GuestError(f"The guest's SSH server opens no session: {reason}", lost=True) from error
+        for last in (False, True):
+            transport = self._session()
+            try:
+                return execute(
+                    transport, command, on_line=on_line, on_error_line=on_error_line, timeout=timeout,
+                    pty=self.settings.pty, forward_agent=self.settings.forward_agent, alive=self._alive,
+                )  # fmt: skip
+            except (EOFError, paramiko.SSHException) as error:
+                if last:
+                    reason = reason_of(error)
+                    raise GuestError(f"The guest's SSH server runs no commands: {reason}", lost=True) from error
+                self.close()  # the session was dead already, or takes no more channels: a new one may
+        raise AssertionError
 
     def output(self, command: str) -> str:
         """What a short command prints."""
@@ -250,7 +244,7 @@ class SshCommunicator:
     def _first_output(self, command: str) -> str:
         assert self._transport is not None
         lines: list[str] = []
-        if execute(open_channel(self._transport), command, on_line=lines.append, timeout=_QUESTION_TIMEOUT) is None:
+        if execute(self._transport, command, on_line=lines.append, timeout=_QUESTION_TIMEOUT) is None:
             raise EOFError
         return "\n".join(lines)
 

@@ -21,6 +21,7 @@ OPEN_TIMEOUT = 30.0  # seconds to open a channel in a session that lives
 _TICK = 0.5  # seconds between two looks at a silent command
 _DRAIN = 3.0  # seconds that something left in the background may keep the output open
 _FAREWELL = 2.0  # seconds for the connection to follow a command that a signal ended: then the guest goes down
+_STARTS, _START_PAUSE = 3, 0.1  # attempts to start a command, and seconds between them
 _LONGEST = 65536  # characters; a longer line is handed out in pieces
 
 Sink = Callable[[str], None]
@@ -79,7 +80,7 @@ class Lines:
 
 
 def execute(
-    channel: paramiko.Channel,
+    transport: paramiko.Transport,
     command: str,
     *,
     on_line: Sink | None = None,
@@ -91,17 +92,13 @@ def execute(
 ) -> int | None:
     """Run the command; its exit status (128 + N when signal N ended it), or None when the connection was lost.
 
-    The channel is closed afterwards. GuestError after `timeout` seconds; SSHException when the server runs no commands.
-    `alive` is asked now and then: False means that the guest fell silent.
+    TimedOut after `timeout` seconds; paramiko's errors when it could not be started. `alive` is asked now and then:
+    False means that the guest fell silent.
     """
-    transport = channel.get_transport()
     output, errors = Lines(on_line), Lines(on_error_line)
+    channel = start(transport, command, pty=pty, forward_agent=forward_agent)
     with contextlib.closing(channel):
-        keeper = AgentRequestHandler(channel) if forward_agent else None
         try:
-            if pty:
-                channel.get_pty("xterm", 80, 40)
-            channel.exec_command(command)
             channel.shutdown_write()
             _follow(channel, output, errors, timeout, alive)
         except (OSError, EOFError, paramiko.SSHException):
@@ -110,9 +107,35 @@ def execute(
         finally:
             output.flush()
             errors.flush()
-            if keeper is not None:
-                keeper.close()
         return _status(channel, transport)
+
+
+def start(
+    transport: paramiko.Transport, command: str, *, pty: bool = False, forward_agent: bool = False
+) -> paramiko.Channel:
+    """A channel on which the command runs. paramiko's errors when the server does not run it.
+
+    A channel that is closed before the server said that it runs the command is tried again: dropbear 2022.83 closes a
+    fresh one when the command of an earlier one ends at that moment.
+    """
+    for attempt in range(_STARTS):
+        try:
+            channel = open_channel(transport)
+            try:
+                if forward_agent:
+                    AgentRequestHandler(channel)  # the session keeps it alive
+                if pty:
+                    channel.get_pty("xterm", 80, 40)
+                channel.exec_command(command)
+            except BaseException:
+                channel.close()
+                raise
+            return channel
+        except paramiko.SSHException:
+            if not transport.is_active() or attempt == _STARTS - 1:
+                raise
+            time.sleep(_START_PAUSE)
+    raise AssertionError
 
 
 def open_channel(transport: paramiko.Transport) -> paramiko.Channel:

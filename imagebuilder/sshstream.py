@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import paramiko
 
-from imagebuilder.sshrun import Lines, open_channel
+from imagebuilder.sshrun import Lines, start
 from imagebuilder.sshtree import CHUNK, Entry, Meter, Missing, Reader, Receiver, Writer, quoted
 
 _TIMEOUT = 300.0  # seconds that the guest may take to read or write a piece
@@ -61,11 +61,10 @@ class Stream:
     @contextlib.contextmanager
     def _started(self, script: str, path: str) -> Iterator[paramiko.Channel]:
         """The channel of a running script; at the end OSError, or Missing, unless it succeeded."""
-        channel, said = open_channel(self._transport), list[str]()
+        channel, said = start(self._transport, f"sh -c {shlex.quote(script)}"), list[str]()
         errors = Lines(said.append)
         with contextlib.closing(channel):
             channel.settimeout(_TIMEOUT)
-            channel.exec_command(f"sh -c {shlex.quote(script)}")
             try:
                 with contextlib.suppress(ConnectionError, BrokenPipeError):
                     yield channel
@@ -80,7 +79,7 @@ class Stream:
             errors.flush()
             status = channel.recv_exit_status()
         if status == _NOT_FOUND:
-            raise Missing(said[-1] if said else "a command is missing in the guest")
+            raise Missing(said[0] if said else "a command is missing in the guest")
         if status == _IS_DIRECTORY:
             raise IsADirectoryError(
                 f"'{path}' is a directory there: end the destination with '/' to put the file in it"
@@ -88,7 +87,7 @@ class Stream:
         if status < 0:
             raise EOFError("the connection was lost")
         if status != 0:
-            raise OSError(said[-1] if said else f"not all of it arrived (exit status {status}): is the disk full?")
+            raise OSError(said[0] if said else f"not all of it arrived (exit status {status}): is the disk full?")
 
 
 class _Pipe:

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from imagebuilder.errors import GuestError
 
 CHUNK = 32768
-_DEEPEST = 40  # links within links, as many as Linux follows
+_DEEPEST = 8  # links within what links lead to; more is a circle
 
 
 class Reader(Protocol):

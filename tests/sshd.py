@@ -34,6 +34,7 @@ needs_dropbear = pytest.mark.skipif(
     reason="needs dropbear (package dropbear-bin) and a mount namespace to run it in",
 )
 
+# With SHLVL bash does not read the start files of whoever runs the tests.
 _CONFIG = """\
 {extra}
 ListenAddress 127.0.0.1
@@ -48,8 +49,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin yes
 AllowTcpForwarding yes
 AllowAgentForwarding yes
-Subsystem sftp internal-sftp
-AcceptEnv LANG
+SetEnv SHLVL=1 TZ=UTC
 LogLevel VERBOSE
 """
 
@@ -83,8 +83,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def sshd(directory: Path, *, port: int | None = None, extra: str = "", key: KeyPair | None = None) -> Iterator[Server]:
+def sshd(
+    directory: Path, *, port: int | None = None, extra: str = "", key: KeyPair | None = None, sftp: bool = True
+) -> Iterator[Server]:
     """OpenSSH's server with a new host key; `extra` lines go into its configuration, before the rest."""
+    extra += "\nSubsystem sftp internal-sftp" if sftp else ""
     port = port or free_port()
     directory.mkdir(parents=True, exist_ok=True)
     key = _keys(directory, key)
