@@ -90,6 +90,22 @@ class Answer(_Model):
         return self
 
 
+class Repository(_Model):
+    """Packages that the installer takes from the network."""
+
+    name: Text = Field(min_length=1, description="Its name, like 'BaseOS'; the first one has the installation tree")
+    metalink: Text = Field("", description="URL of a metalink: mirrors near the machine, with digests")
+    mirrorlist: Text = Field("", description="URL of a list of mirrors")
+    url: Text = Field("", description="URL of the repository itself")
+    path: Text = Field("", description="Where it lies on a mirror of one's own (the variable 'mirror')")
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Repository:
+        if sum(map(bool, (self.metalink, self.mirrorlist, self.url))) != 1:
+            raise ValueError("give one of 'metalink', 'mirrorlist' and 'url'")
+        return self
+
+
 class Distro(_Model):
     """One release of a distribution for one architecture. Sizes are bytes, times seconds."""
 
@@ -117,6 +133,7 @@ class Distro(_Model):
     )
     os_variant: Text = Field("", description="libosinfo's short id, like 'rocky9'")
     end_of_life: date | None = Field(None, description="Last day of free support, YYYY-MM-DD")
+    repositories: tuple[Repository, ...] = Field((), description="Where an installer without packages takes them from")
     packages: tuple[str, ...] = Field((), description="Packages the templates install beside the smallest system")
 
     @field_validator("iso_checksum")
@@ -151,6 +168,9 @@ class Distro(_Model):
     def memory(self) -> int:
         """MiB, as the builder's option of that name."""
         return self.memory_mib_min
+
+
+_MODELS: dict[str, type[BaseModel]] = {"autoinstall": Answer, "extra": Answer, "repositories": Repository}
 
 
 def distro_names() -> list[str]:
@@ -199,7 +219,7 @@ def _problem(path: Path, text: str, item: Any) -> Problem:
     parts = [str(part) for part in item["loc"]]
     hint = None
     if item["type"] == "extra_forbidden":
-        model: type[BaseModel] = Answer if parts[0] in ("autoinstall", "extra") else Distro
+        model = _MODELS.get(parts[0] if len(parts) > 1 else "", Distro)
         message, hint = f"unknown key '{parts[-1]}'", did_you_mean(parts[-1], model.model_fields)
     elif item["type"] == "missing":
         message = f"key '{'.'.join(parts)}' is missing"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder import kickstart, paths
-from imagebuilder.distro import Answer, Distro, distro_names, load_distro, read_distro
+from imagebuilder.distro import Answer, Distro, Repository, distro_names, load_distro, read_distro
 from imagebuilder.errors import TemplateError
 
 GOOD = """\
@@ -34,6 +34,8 @@ memory_mib_min: 3072
 disk_size: 12G
 firmware: [efi, bios]
 end_of_life: 2032-05-31
+repositories:
+  - {name: Base, metalink: "https://mirrors.test/metalink?repo=base", path: base/os}
 packages: [openssh-server]
 """
 
@@ -70,6 +72,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("[/meta-data, /vendor-data]", "/ks.cfg", ["1:1: '/ks.cfg' is served twice"]),
         ("boot_wait: 5s", "boot_wait: 5 minutes", ["11:1: 'boot_wait': '5 minutes' is not a duration"]),
         ("disk_size: 12G", "disk_size: big", ["20:1: 'disk_size': 'big' is not a size"]),
+        ("metalink:", "metalnk:", ["23:1: unknown key 'metalnk'; did you mean 'metalink'?"]),
+        ("metalink:", "url: a, metalink:", ["23:1: 'repositories.0': give one of 'metalink'"]),
         ("name: testos-9", "name: testos-8", ["1:1: 'name' is 'testos-8', and the file is 'testos-9.yaml'"]),
         ("family: redhat", "family: [", ["5:1: expected"]),
     ],
@@ -96,8 +100,8 @@ def test_an_unknown_name(name: str) -> None:
         load_distro(name)
 
 
-@pytest.mark.parametrize("model", [Distro, Answer])
-def test_every_key_is_described_and_documented(model: type[Distro] | type[Answer]) -> None:
+@pytest.mark.parametrize("model", [Distro, Answer, Repository])
+def test_every_key_is_described_and_documented(model: type[Distro] | type[Answer] | type[Repository]) -> None:
     readme = (paths.shipped("distros") / "README.md").read_text(encoding="utf-8")
     for name, field in model.model_fields.items():
         assert field.description, name
