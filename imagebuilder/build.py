@@ -79,9 +79,8 @@ def _run(plan: BuildPlan, ui: Ui) -> list[Artifact]:
 
 
 def _tell(error: ImgbuildError, ui: Ui) -> None:
-    ui.error(error.message)
-    if error.hint:
-        ui.error(f"hint: {error.hint}")
+    if not error.told:
+        ui.failure(error)
 
 
 def provision(plan: BuildPlan, guest: Guest, ui: Ui) -> None:

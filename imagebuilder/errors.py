@@ -47,6 +47,7 @@ class ImgbuildError(Exception):
     """What happened in one sentence, and in `hint` what to do about it."""
 
     exit_code = 1
+    told = False  # whether the person has read it already
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

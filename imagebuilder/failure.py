@@ -47,6 +47,7 @@ def clear(folder: Path) -> None:
 
 def report(error: ImgbuildError, evidence: Evidence, ui: Ui) -> None:
     """Gather, write down and show; nothing that goes wrong here hides the error itself."""
+    ui.failure(error)
     shown = _screen_lines(evidence.machine)
     serial = screen.last_lines(evidence.machine.serial_log, _LINES) if evidence.machine else []
     story = list(_story(error, evidence, shown, serial))

@@ -98,7 +98,7 @@ _janitor = _Janitor()
 def temporary_path(path: Path) -> Iterator[Path]:
     """A file or directory that must not be left behind: gone when the block ends, and when we are killed in it.
 
-    The block may rename it away: then nothing is removed. Creating it is the caller's part.
+    The block may rename it away: then nothing is removed; `keep` leaves it. Creating it is the caller's part.
     """
     absolute = path.absolute()
     if "\n" in str(absolute):
@@ -107,15 +107,20 @@ def temporary_path(path: Path) -> Iterator[Path]:
     try:
         yield absolute
     finally:
-        if absolute.is_dir() and not absolute.is_symlink():
-            shutil.rmtree(absolute, ignore_errors=True)
-        else:
-            absolute.unlink(missing_ok=True)
-        _janitor.tell("-path", absolute)
+        if absolute not in _kept:
+            if absolute.is_dir() and not absolute.is_symlink():
+                shutil.rmtree(absolute, ignore_errors=True)
+            else:
+                absolute.unlink(missing_ok=True)
+            _janitor.tell("-path", absolute)
+
+
+_kept: set[Path] = set()
 
 
 def keep(path: Path) -> None:
-    """Leave a `temporary_path` where it is after all, even if we are killed; the block that owns it must not end."""
+    """Leave a `temporary_path` where it is after all, at the end of its block and when we are killed."""
+    _kept.add(path.absolute())
     _janitor.tell("-path", path.absolute())
 
 

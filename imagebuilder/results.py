@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from imagebuilder import interrupt
 from imagebuilder.build import BuildResult
+from imagebuilder.errors import ImgbuildError
 from imagebuilder.plugins import Artifact
 from imagebuilder.ui import Console, Event, MachineConsole, TextConsole, duration, size
 
@@ -44,8 +45,13 @@ def _outcome(result: BuildResult) -> str:
     if result.interrupted:
         return f"Build '{result.name}' was interrupted after {took}."
     if result.error is not None:
-        return f"Build '{result.name}' errored after {took}: {result.error.message.splitlines()[0]}"
+        return f"Build '{result.name}' errored after {took}: {_cause(result.error)}"
     return f"Build '{result.name}' finished after {took}."
+
+
+def _cause(error: ImgbuildError) -> str:
+    """The first line of an error, which is a sentence."""
+    return error.message.splitlines()[0].rstrip(":")
 
 
 def _failure(result: BuildResult, console: Console) -> None:
@@ -53,7 +59,7 @@ def _failure(result: BuildResult, console: Console) -> None:
     if isinstance(console, MachineConsole):
         console.line(result.name, "error", result.error.message)
     else:
-        console.show(Event("error", "", f"--> {result.name}: {result.error.message.splitlines()[0]}"))
+        console.show(Event("error", "", f"--> {result.name}: {_cause(result.error)}"))
 
 
 def _artifact(result: BuildResult, index: int, artifact: Artifact, console: Console) -> None:

@@ -20,6 +20,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from imagebuilder.errors import ImgbuildError
+
 Kind = Literal["say", "message", "error", "warning", "progress", "progress-end", "artifact", "finished", "plan"]
 
 _COLOURS = ("green", "cyan", "magenta", "yellow", "blue")
@@ -70,6 +72,13 @@ class Ui:
     def error(self, text: str) -> None:
         """Something failed, or a guest's program wrote to its standard error."""
         self._send("error", text)
+
+    def failure(self, error: ImgbuildError) -> None:
+        """What ended something, and what to do about it; said once."""
+        error.told = True
+        self.error(error.message)
+        if error.hint:
+            self.error(f"hint: {error.hint}")
 
     def warning(self, text: str) -> None:
         """Something the person should look at; nothing failed."""

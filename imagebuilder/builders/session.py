@@ -69,14 +69,14 @@ def open_session(source: Source, ui: Ui) -> Iterator[MachineSession]:
         output = stack.enter_context(Output(final, force=source.context.force))
         runtime = stack.enter_context(process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))))
         failure.clear(failure.folder_of(final))
-        yield MachineSession(source, output, runtime, ui, stack)
+        yield MachineSession(source, output, runtime, ui)
 
 
 class MachineSession:
     """Owns the machine of one build from its first boot to its shutdown, then its disks."""
 
-    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui, owned: contextlib.ExitStack) -> None:
-        self._source, self._output, self._runtime, self._ui, self._owned = source, output, runtime, ui, owned
+    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui) -> None:
+        self._source, self._output, self._runtime, self._ui = source, output, runtime, ui
         self._options, self._context = source.options, source.context
         self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
         self._working = output.work / "working"
@@ -293,7 +293,6 @@ class MachineSession:
             return
         for path in (self._output.work, self._runtime):
             process.keep(path)
-        self._owned.pop_all()
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))
