@@ -21,6 +21,7 @@ class SerialLog:
         self._path = path
         self._position = 0
         self._recent = b""
+        self._text: str | None = None
 
     def read(self) -> bool:
         """Take in what was added; whether there was anything."""
@@ -28,22 +29,27 @@ class SerialLog:
             with self._path.open("rb") as log:
                 size = log.seek(0, 2)
                 if size < self._position:  # begun anew
-                    self._position, self._recent = 0, b""
+                    self._position, self._recent, self._text = 0, b"", None
                 log.seek(max(self._position, size - _KEPT))
                 added = log.read(_KEPT)
                 self._position = log.tell()
         except OSError:
             return False
-        self._recent = (self._recent + added)[-_KEPT:]
+        if added:
+            self._recent, self._text = (self._recent + added)[-_KEPT:], None
         return bool(added)
 
     def text(self) -> str:
         """The recent part as text."""
-        return clean(self._recent)
+        if self._text is None:
+            self._text = clean(self._recent)
+        return self._text
 
     def forget(self, lines: int) -> None:
         """Drop all but the last lines: what stands on a terminal."""
-        self._recent = b"\n".join(self._recent.split(b"\n")[-lines:])
+        kept = b"\n".join(self._recent.split(b"\n")[-lines:])
+        if kept != self._recent:
+            self._recent, self._text = kept, None
 
 
 def clean(content: bytes) -> str:
