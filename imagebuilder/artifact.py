@@ -25,6 +25,7 @@ from imagebuilder.errors import ImgbuildError, StoreError
 from imagebuilder.manifest import Manifest, ManifestFile, load_manifest
 from imagebuilder.plugins import Artifact, BuildContext, Disk
 from imagebuilder.ui import Ui
+from imagebuilder.whole import sync
 
 __all__ = ["BUILDER_ID", "Machine", "Manifest", "Output", "artifact", "check", "destroy", "load_manifest"]
 
@@ -103,10 +104,10 @@ class Output:
         target = self.work / manifest.NAME
         target.write_text(found.text(), encoding="utf-8")
         for path in (*(self.work / file.name for file in found.files), target, self.work):
-            disk.sync(path)
+            sync(path)
         self.work.chmod(0o777 & ~_umask())
         self._rename()
-        disk.sync(self.work.parent)
+        sync(self.work.parent)
         return artifact(self.final, found)
 
     def _manifest(self, context: BuildContext, disks: Sequence[Disk], machine: Machine, ui: Ui) -> Manifest:

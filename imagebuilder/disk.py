@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from imagebuilder.errors import CommandError, ImgbuildError, StoreError
 from imagebuilder.imageheader import Header, read_header
 from imagebuilder.process import Completed
 from imagebuilder.ui import size as in_words
+from imagebuilder.whole import whole
 
 Compression = Literal["zstd", "zlib"]
 Progress = Callable[[float], None]
@@ -47,9 +46,8 @@ class DiskInfo:
 
 def create(path: Path, size_bytes: int, format: str, extra_options: Sequence[str] = ()) -> None:
     """An empty image; `extra_options` are more arguments for `qemu-img create`."""
-    with _aside(path) as aside:
+    with whole(path) as aside:
         _qemu_img(["create", "-q", "-f", format, *extra_options, aside, str(size_bytes)], _QUICK)
-        publish(aside, path)
 
 
 def overlay(
@@ -60,10 +58,9 @@ def overlay(
     `relative`: the backing file is named as seen from the overlay, so that both can be moved together.
     """
     name = os.path.relpath(backing.absolute(), path.absolute().parent) if relative else str(backing.absolute())
-    with _aside(path) as aside:
+    with whole(path) as aside:
         size = [str(size_bytes)] if size_bytes is not None else []
         _qemu_img(["create", "-q", "-f", "qcow2", "-b", name, "-F", backing_format, aside, *size], _QUICK)
-        publish(aside, path)
 
 
 def info(path: Path, *, follow: bool = False) -> DiskInfo:
@@ -130,50 +127,29 @@ def convert(
         if found := _PERCENT.search(line):
             progress(float(found.group(1)))
 
-    with _aside(target) as aside:
+    with whole(target) as aside:
         try:
             _qemu_img([*arguments, source.absolute(), aside], _LONG, follow)
         except CommandError as error:
             raise _explained(error, target) from error
-        publish(aside, target)
 
 
 def check_space(source: Path, source_format: str, target: Path, *, compression: Compression | None = None) -> None:
     """Raise StoreError when a conversion can't fit on the target's file system, and say how much is missing."""
     needed = _measured(source, source_format) // (_BEST_RATIO if compression else 1)
-    free = shutil.disk_usage(target.absolute().parent).free
+    where = next(path for path in target.absolute().parents if path.exists())
+    free = shutil.disk_usage(where).free
     if needed > free:
         raise StoreError(
-            f"'{target.absolute().parent}' has {in_words(free)} free, and the image needs about {in_words(needed)}",
+            f"'{where}' has {in_words(free)} free, and the image needs about {in_words(needed)}",
             hint=f"make room for {in_words(needed - free)} more, or choose another directory",
         )
-
-
-def publish(aside: Path, target: Path) -> None:
-    """Give a finished file its name once its bytes are on the disk (qemu-img itself doesn't wait for that)."""
-    sync(aside)
-    aside.replace(target)
-    sync(target.absolute().parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def version() -> str:
     """QEMU's version as qemu-img tells it, such as '7.2.22'."""
     found = re.search(r"version (\S+)", _qemu_img(["--version"], _QUICK).stdout)
     return found.group(1) if found else ""
-
-
-def _aside(target: Path) -> AbstractContextManager[Path]:
-    """A name beside the target for what is unfinished; gone at the end of the block, whatever ends it."""
-    return process.temporary_path(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
 
 
 def _qemu_img(
