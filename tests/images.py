@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -74,3 +75,13 @@ def built(
             (output.work / name).write_bytes(content)
         found = [Disk(path, format, disk.info(path).virtual_size) for path in paths]
         return output.publish(context(), found, quiet(), artifact.Machine(**known))
+
+
+def fails_midway(monkeypatch: pytest.MonkeyPatch, directory: Path, program: str, script: str) -> None:
+    """Put a program of that name first on PATH; `script` is sh, "$real" the real one."""
+    real = shutil.which(program)
+    folder = directory / "fake-bin"
+    folder.mkdir()
+    (folder / program).write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+    (folder / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
