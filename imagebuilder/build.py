@@ -161,8 +161,7 @@ def post_process(chains: Sequence[Sequence[PostProcessorPlan]], built: Artifact,
 
     Packer destroys the finished image when a post-processor fails; here a failure leaves all that exists where it is.
     """
-    results, discarded = [], []
-    keep_built = not chains
+    left, replaced = _Left(built), list[Artifact]()
     for chain in chains:
         current = built
         for step in chain:
@@ -172,21 +171,35 @@ def post_process(chains: Sequence[Sequence[PostProcessorPlan]], built: Artifact,
             except ImgbuildError:
                 ui.message(f"The image is untouched: {built.description}")
                 raise
-            kept = _kept(step, done)
-            if current is built:
-                keep_built = keep_built or kept
-            elif kept:
-                results.append(current)
-            elif current is not done.artifact:
-                discarded.append(current)
+            if done.artifact is current:
+                continue  # it only looked at it
+            if _kept(step, done):
+                left.keep(current)
+            else:
+                replaced.append(current)
             current = done.artifact
-        if current is not built:
-            results.append(current)
-        else:
-            keep_built = True
-    for artifact in ([] if keep_built else [built]) + discarded:
-        artifacts.destroy(artifact, keeping=results)
-    return ([built] if keep_built else []) + results
+        left.keep(current)
+    kept = left.artifacts if chains else [built]
+    for artifact in replaced:
+        if artifact not in kept:
+            artifacts.destroy(artifact, keeping=kept)
+    return kept
+
+
+class _Left:
+    """What stays of a build's artifacts, the built one first; each once."""
+
+    def __init__(self, built: Artifact) -> None:
+        self._built = built
+        self._kept: list[Artifact] = []
+
+    def keep(self, artifact: Artifact) -> None:
+        if artifact not in self._kept:
+            self._kept.append(artifact)
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        return sorted(self._kept, key=lambda artifact: artifact is not self._built)
 
 
 def _kept(step: PostProcessorPlan, done: Processed) -> bool:

@@ -100,7 +100,7 @@ DOUBTS = {
     "group interval": ({"boot_keygroup_interval": "1s"}, "no effect"),
     "http everywhere": ({"http_bind_address": "0.0.0.0"}, "loopback"),
     "number as duration": ({"ssh_timeout": 600}, "write '600s'"),
-    "unknown token": ({"boot_command": ["<entre>"]}, "<enter>"),
+    "unknown token": ({"boot_command": ["<entre>"]}, "did you mean 'enter'"),
     "odd wait": ({"boot_command": ["<wait05>"]}, "wait05"),
     "little memory": ({"memory": 4}, "512"),
     "old checksum keys": ({"iso_checksum_type": "sha256", "iso_checksum": "0" * 64}, "iso_checksum"),
