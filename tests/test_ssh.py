@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import getpass
+import os
 import re
 import select
 import signal
@@ -297,7 +298,7 @@ def test_the_check_ends_the_wait_at_once(heard: Heard) -> None:
 
 def test_ctrl_c_ends_the_wait_at_once(heard: Heard) -> None:
     with _answering(b"") as port:
-        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             SshCommunicator(SshSettings(Login("127.0.0.1", port, "root")), heard.ui()).connect(60)
@@ -554,7 +555,7 @@ def test_timeout(guest: SshCommunicator) -> None:
 
 @needs_sshd
 def test_ctrl_c_ends_a_command_at_once(guest: SshCommunicator) -> None:
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         guest.run("sleep 60")
