@@ -72,18 +72,10 @@ def test_from_an_iso_with_a_typed_boot_command(distro: TestDistro, tmp_path: Pat
     (entry,) = [one for one in manifest["files"] if one["name"] == "disk.qcow2"]
     assert entry["sha256"] == digest(disk)
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["disk.qcow2", "manifest.json"]
-    subprocess.run(["sha256sum", "-c", str(tmp_path / "sums")], cwd=tmp_path / "output", check=True)
+    subprocess.run(["sha256sum", "-c", "sums"], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "packer-manifest.json").read_text())["builds"][0]["name"] == "tiny"
     assert leftovers(tmp_path) == []
     assert processes_of(tmp_path) == []
-
-    check = {
-        "builders": [
-            builder(distro, iso_url=str(disk), disk_image=True, output_directory="second", ssh_password="{{user `pw`}}")
-        ],
-        "provisioners": [{"type": "shell", "inline": ["grep provisioned /etc/provisioned"]}],
-    }
-    del check  # the image boots again in test_on_an_existing_image
 
 
 def test_by_direct_kernel_boot_then_on_the_image(distro: TestDistro, tmp_path: Path) -> None:
