@@ -30,7 +30,6 @@ _PROGRAMS = {
 _UEFI_PROGRAMS = {"mkfs.vfat": "dosfstools", "mcopy": "mtools"}
 _TIMEOUT = 3600.0  # seconds for downloading and installing everything
 _MEMORY = 2 * 2**30  # bytes that must be free for a root file system in memory
-_BLOCK = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _install_packages(spec: BootstrapSpec, sources: Sequence[apt.Source], disk: 
     ui.say(f"Installing {spec.distribution} {spec.suite} from packages" + (f" ({lent} are here)" if lent else ""))
     root = disk[Role.ROOT]
     where = "memory" if os.geteuid() != 0 or _available_memory() >= _MEMORY else "disk"
-    script = ["sh", "-c", rootfs.MAKE, "imgbuild", where, str(root.start), str(root.size // _BLOCK)]
+    script = ["sh", "-c", rootfs.MAKE, "imgbuild", where, str(root.start), f"{root.size // 1024}k"]
     argv = [*_namespace(), *script, str(bootstrapspec.filesystem_uuid(spec)), *_mmdebstrap(spec)]
     with ui.progress("Installing packages", total=100, unit="percent") as update:
         follow = InstallProgress(update, ui.message)

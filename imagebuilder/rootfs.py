@@ -23,7 +23,7 @@ else mkdir -p root; mount --no-canonicalize --bind root /mnt; fi
 mkdir /mnt/exchange /mnt/tmp /mnt/root
 mount --no-canonicalize --bind . /mnt/exchange
 export TMPDIR=/mnt/tmp
-offset=$2 blocks=$3 uuid=$4; shift 4
+offset=$2 size=$3 uuid=$4; shift 4
 "$@"
 echo "imgbuild: sealing" >&2
 root=/mnt/root
@@ -31,9 +31,9 @@ sh -eu seal.sh "$root"
 echo "imgbuild: writing" >&2
 du -sk "$root" | cut -f1 > results/used
 MKE2FS_CONFIG=mke2fs.conf mke2fs -q -F -t ext4 -L root -U "$uuid" -E "offset=$offset,hash_seed=$uuid" -m 1 \\
-    -d "$root" disk.raw "$blocks"
+    -d "$root" disk.raw "$size"
 """
-"""Arguments: 'memory' or 'disk', offset (bytes) and size (blocks of 4 KiB) of the file system, its UUID, then
+"""Arguments: 'memory' or 'disk', offset (bytes) and size ('4096k') of the file system, its UUID, then
 mmdebstrap's command line."""
 
 SETUP = """\
@@ -142,16 +142,14 @@ WantedBy=multi-user.target
 GROW_UNIT = """\
 [Unit]
 Description=Grow the root file system to the size of its disk
-DefaultDependencies=no
-After=systemd-remount-fs.service
-Before=sysinit.target
 
 [Service]
 Type=oneshot
+Environment=TMPDIR=/run
 ExecStart=/usr/local/sbin/grow-root
 
 [Install]
-WantedBy=sysinit.target
+WantedBy=multi-user.target
 """
 
 GROW_SCRIPT = """\

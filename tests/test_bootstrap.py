@@ -141,6 +141,22 @@ def test_boots_grows_and_lets_in_who_is_seeded(disk: Path, tmp_path: Path, firmw
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(1500)
+def test_boots_without_cloud_init(tmp_path: Path, shared_packages: None) -> None:
+    key = paramiko.ECDSAKey.generate()
+    bare = replace(SPEC, cloud_init=False, ssh_authorized_keys=(f"{key.get_name()} {key.get_base64()}",))
+    make_disk(bare, tmp_path / "disk.qcow2", silent(), work=tmp_path)
+    write_iso(tmp_path / "empty.iso", "EMPTY", {"a": b""})
+    serial = tmp_path / "serial.log"
+    with booted(tmp_path / "disk.qcow2", tmp_path / "empty.iso", [], serial) as port:
+        client = connected(port, key, "root")
+        with contextlib.closing(client):
+            said(client, "while systemctl is-system-running | grep -q starting; do sleep 1; done")
+            assert said(client, "systemctl --failed --no-legend") == ""
+            assert int(said(client, "df --output=size -B1 / | tail -1")) > 4.5 * 2**30, "the root file system grew"
+
+
+@pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_nothing_of_one_machine_is_in_the_image(disk: Path, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
@@ -155,6 +171,8 @@ def test_nothing_of_one_machine_is_in_the_image(disk: Path, tmp_path: Path) -> N
         rows = (line.split("/") for line in debugfs(f"ls -p {directory}").splitlines() if line.startswith("/"))
         return sorted({row[5] for row in rows} - {".", "..", "lost+found"})
 
+    blocks = next(line for line in debugfs("show_super_stats -h").splitlines() if line.startswith("Block count:"))
+    assert int(blocks.split()[-1]) * 4096 > SPEC.disk_size - 100 * 2**20, "the file system fills its partition"
     assert "Size: 0" in debugfs("stat /etc/machine-id")
     assert not [name for name in names("/etc/ssh") if name.startswith("ssh_host_")]
     assert names("/var/lib/apt/lists") in ([], ["auxfiles"])
