@@ -10,6 +10,9 @@ import paramiko
 import pytest
 
 from imagebuilder import process
+from imagebuilder.floppy import write_floppy
+from imagebuilder.iso import write_iso
+from tests import testdistro
 from tests.testdistro import TestDistro, kickstart
 from tests.testdistro.guest import Guest, running, said, serving
 
@@ -33,7 +36,7 @@ def installed(distro: TestDistro, key: paramiko.PKey, tmp_path_factory: pytest.T
         post="echo post; cat /etc/hostname > /root/post",
     )
     with installing(directory, distro, text) as guest:
-        guest.qemu.wait(120)
+        guest.ended()
         for line in ("Starting automated install", "Installing boot loader", "Running %post scripts\npost\n"):
             assert line in guest.text()
     return directory / "disk.qcow2"
@@ -55,7 +58,7 @@ def installing(directory: Path, distro: TestDistro, text: str) -> Iterator[Guest
     with serving(files) as url:
         files["/ks.cfg"] = text.replace("@URL@", url).encode()
         arguments = f"inst.ks={url}/ks.cfg console=ttyS0 quiet"
-        boot: list[str | Path] = [
+        boot = [
             "-kernel",
             distro.kernel,
             "-initrd",
@@ -81,7 +84,7 @@ def test_the_installed_system_answers_ssh_and_the_power_button(
         guest.wait_for("elsewhere login:")
         assert uefi or "elsewhere login:" in guest.screen()  # UEFI has no text screen
         guest.monitor.execute("system_powerdown")
-        assert guest.qemu.wait(60) == 0
+        guest.ended()
 
 
 def test_files_travel_and_a_reboot_is_a_new_boot(installed: Path, key: paramiko.PKey, tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_files_travel_and_a_reboot_is_a_new_boot(installed: Path, key: paramiko.
             assert said(client, "cat /etc/sent") == "by sftp"
             assert said(client, "cat /proc/sys/kernel/random/boot_id") != before
             said(client, "(sleep 0.3; poweroff) > /dev/null 2>&1 &")
-        assert guest.qemu.wait(60) == 0
+        guest.ended()
 
 
 def test_isolinux_waits_for_a_typed_command(distro: TestDistro, tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ def test_isolinux_waits_for_a_typed_command(distro: TestDistro, tmp_path: Path) 
         guest.type(f"linux inst.ks={url}/ks.cfg")
         guest.press("ret")
         guest.wait_for("Starting automated install")
-        assert guest.qemu.wait(60) == 0
+        guest.ended()
 
 
 def test_the_iso_boots_by_uefi(distro: TestDistro, tmp_path: Path) -> None:
@@ -149,8 +152,7 @@ def test_the_installers_own_sshd_lets_root_in(distro: TestDistro, tmp_path: Path
         with guest.ssh(password=_PASSWORD) as client:
             assert said(client, "test -d /run/anaconda && hostname") == "localhost"
             said(client, "touch /tmp/go")
-        assert guest.qemu.wait(90) == 0
-        assert "Rebooting" in guest.text()
+        assert "Rebooting" in guest.ended()
 
 
 def test_liveimg_comes_over_http_with_users(distro: TestDistro, tmp_path: Path) -> None:
@@ -158,5 +160,31 @@ def test_liveimg_comes_over_http_with_users(distro: TestDistro, tmp_path: Path) 
     post = "ls -d /home/ann /boot/vmlinuz\ntest ! -e /usr/lib/installer && grep -c ^ann: /etc/shadow"
     text = kickstart(rootpw=_PASSWORD, commands=more, post=post, end="poweroff")
     with installing(tmp_path, distro, text) as guest:
-        assert guest.qemu.wait(120) == 0
-        assert "Running %post scripts\n/boot/vmlinuz\n/home/ann\n1\n" in guest.text()
+        assert "Running %post scripts\n/boot/vmlinuz\n/home/ann\n1\n" in guest.ended()
+
+
+def test_a_cd_named_oemdrv_is_found_and_scsi_installed_to(distro: TestDistro, tmp_path: Path) -> None:
+    write_iso(tmp_path / "ks.iso", "OEMDRV", {"ks.cfg": kickstart(end="poweroff").encode()})
+    disk = ["-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=disk", *unplugged(tmp_path)]
+    boot = ["-kernel", distro.kernel, "-initrd", distro.initrd, "-append", "console=ttyS0 quiet"]
+    with running(tmp_path, *boot, *disk, "-cdrom", tmp_path / "ks.iso") as guest:
+        assert "Partitioning /dev/sda" in guest.ended()
+        assert "Powering off" in guest.text()
+
+
+def test_the_generic_kernel_drives_floppy_ahci_and_e1000(tmp_path: Path) -> None:
+    distro = testdistro.testdistro("generic")
+    text = kickstart(end="poweroff", post="echo $(readlink /sys/block/sda) by ahci; ip route")
+    write_floppy(tmp_path / "ks.img", {"ks.cfg": text.encode()})
+    disk = ["-device", "ahci,id=ahci", "-device", "ide-hd,bus=ahci.0,drive=disk", *unplugged(tmp_path)]
+    floppy = ["-drive", f"file={tmp_path / 'ks.img'},if=floppy,format=raw"]
+    arguments = "inst.ks=hd:fd0:/ks.cfg console=ttyS0 quiet"
+    boot = ["-kernel", distro.kernel, "-initrd", distro.initrd, "-append", arguments]
+    with running(tmp_path, *boot, *disk, *floppy, nic="e1000") as guest:
+        assert "/ata" in guest.ended()
+        assert "default via 10.0.2.2 dev eth0" in guest.text()
+
+
+def unplugged(directory: Path) -> list[str]:
+    """An empty disk for a device of its own."""
+    return [empty_disk(directory)[0], empty_disk(directory)[1].replace("if=virtio", "if=none,id=disk")]

@@ -89,8 +89,9 @@ def _cache_directory() -> Path:
 def _digest() -> str:
     """Of everything that the result depends on."""
     digest = hashlib.sha256(packages.state().encode())
-    for path in sorted(_SOURCES.rglob("*")):
-        if path.is_file() and path.suffix not in (".pyc", ".md"):
+    makers = [_SOURCES / name for name in ("archive.py", "build.py", "modules.py", "packages.py")]
+    for path in (*makers, *sorted((_SOURCES / "files").rglob("*"))):
+        if path.is_file():
             digest.update(f"{path.relative_to(_SOURCES)} {path.stat().st_mode} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from . import archive, modules, packages
 FILES = Path(__file__).parent / "files"
 LABEL = "TESTDISTRO"
 _ESP_SECTORS = 4096  # 2 MiB: the installer's partition for it
-_GUEST_PROGRAMS = ("dropbear", "dropbearkey", "extlinux", "mke2fs", "scp", "sftp-server")
+_GUEST_PROGRAMS = ("blkid", "dropbear", "dropbearkey", "extlinux", "mke2fs", "scp", "sftp-server")
 _RENAMED = {"mke2fs": "mkfs.ext4"}  # busybox's shell has a mke2fs of its own, which it prefers
 _GRUB_MODULES = (
     "boot", "configfile", "echo", "ext2", "iso9660", "linux", "normal", "part_gpt", "part_msdos", "search",

@@ -43,6 +43,14 @@ class Guest:
             assert self.qemu.poll() is None, f"QEMU ended before {what} came; serial line:\n{self.text()[-4000:]}"
             time.sleep(0.05)
 
+    def ended(self, timeout: float = 90) -> str:
+        """Wait until QEMU ends by itself; all that the guest said."""
+        try:
+            assert self.qemu.wait(timeout) == 0
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; serial line:\n{self.text()[-4000:]}") from None
+        return self.text()
+
     def screen(self) -> str:
         """What stands on a VGA text screen."""
         with tempfile.NamedTemporaryFile() as file:
@@ -96,15 +104,15 @@ def said(client: paramiko.SSHClient, command: str) -> str:
 
 
 @contextmanager
-def running(directory: Path, *arguments: str | Path, uefi: bool = False) -> Iterator[Guest]:
+def running(directory: Path, *arguments: object, uefi: bool = False, nic: str = "virtio-net-pci") -> Iterator[Guest]:
     """Start a guest with a network card whose port 22 is forwarded; its files go to `directory`."""
     ours, theirs = socket.socketpair()
     serial = directory / "serial.log"
     argv = [
         "qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-smp", "2", "-display", "none", "-vga", "std",
-        "-nic", "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-rng-pci",
+        "-nic", f"user,model={nic},hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-rng-pci",
         "-serial", f"file:{serial}", "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "qmp,mode=control",
-        *(_flash(directory) if uefi else ()), *arguments,
+        *(_flash(directory) if uefi else ()), *map(str, arguments),
     ]  # fmt: skip
     with (
         (directory / "qemu.log").open("wb") as log,

@@ -16,7 +16,7 @@ from imagebuilder.errors import ImgbuildError
 PROGRAMS = ("busybox-static", "dropbear-bin", "e2fsprogs", "grub-common")
 FILES = (
     "extlinux", "grub-efi-amd64-bin", "isolinux", "mtools", "openssh-client", "openssh-sftp-server",
-    "syslinux-common",
+    "syslinux-common", "util-linux",
 )  # fmt: skip
 # The first that apt knows: Debian's name, Ubuntu's name.
 KERNELS = {
