@@ -12,6 +12,7 @@ import lzma
 import os
 import struct
 import tempfile
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ _WINDOW = 1 << 15  # bytes that deflate looks back
 _BGZF_BLOCK = 0xFF00  # bytes of input, so that even incompressible ones fit a member of 64 KiB
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no time: the same input gives the same bytes
+_PIECE = 1 << 18  # bytes that a thread compresses between two looks at whether it is still wanted
 _PATIENCE = 600.0  # seconds for a program to finish what it has been given
 
 
@@ -77,13 +79,17 @@ def check(method: Method) -> None:
         process.find(_PROGRAMS[method][0][0], package=_PROGRAMS[method][2])
 
 
+Part = Callable[[threading.Event], bytes]
+"""What a thread runs for one chunk; when the event is set, nobody wants it any more."""
+
+
 class _Encoder(Protocol):
-    """How a stream is cut and encoded; `part` returns what a thread runs for the next chunk."""
+    """How a stream is cut and encoded; `part` is called for one chunk after another, what it returns runs in threads."""
 
     chunk: int  # bytes
     header: bytes
 
-    def part(self, data: bytes) -> Callable[[], bytes]: ...
+    def part(self, data: bytes) -> Part: ...
 
     def trailer(self) -> bytes: ...
 
@@ -98,6 +104,7 @@ class _Chunks:
         workers = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compress")
         self._ahead = workers + 1
+        self._stopped = threading.Event()
         self._waiting: deque[Future[bytes]] = deque()
 
     def __enter__(self) -> _Chunks:
@@ -105,6 +112,7 @@ class _Chunks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
 
     def write(self, data: bytes, /) -> int:
@@ -123,7 +131,7 @@ class _Chunks:
 
     def _submit(self, data: bytes) -> None:
         self._begun = True
-        self._waiting.append(self._pool.submit(self._encoder.part(data)))
+        self._waiting.append(self._pool.submit(self._encoder.part(data), self._stopped))
         while len(self._waiting) > self._ahead:
             self._out.write(self._waiting.popleft().result())
 
@@ -135,10 +143,10 @@ class _Gzip:
     def __init__(self, level: int) -> None:
         self._level, self._before, self._crc, self._size = level, b"", 0, 0
 
-    def part(self, data: bytes) -> Callable[[], bytes]:
+    def part(self, data: bytes) -> Part:
         before, self._before = self._before, data[-_WINDOW:]
         self._crc, self._size = zlib.crc32(data, self._crc), self._size + len(data)
-        return lambda: self._deflate(data, before)
+        return lambda _: self._deflate(data, before)
 
     def _deflate(self, data: bytes, before: bytes) -> bytes:
         encoder = zlib.compressobj(self._level, zlib.DEFLATED, -15, zdict=before)
@@ -155,8 +163,8 @@ class _Bgzf:
     def __init__(self, level: int) -> None:
         self._level = level
 
-    def part(self, data: bytes) -> Callable[[], bytes]:
-        return lambda: b"".join(
+    def part(self, data: bytes) -> Part:
+        return lambda _: b"".join(
             self._member(data[start : start + _BGZF_BLOCK]) for start in range(0, len(data), _BGZF_BLOCK)
         )
 
@@ -170,16 +178,31 @@ class _Bgzf:
         return _BGZF_END
 
 
+class _Coder(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
 class _Streams:
     """Formats whose decoders read one stream after another."""
 
     header = b""
 
-    def __init__(self, chunk: int, encode: Callable[[bytes], bytes]) -> None:
-        self.chunk, self._encode = chunk, encode
+    def __init__(self, chunk: int, coder: Callable[[], _Coder]) -> None:
+        self.chunk, self._coder = chunk, coder
 
-    def part(self, data: bytes) -> Callable[[], bytes]:
-        return lambda: self._encode(data)
+    def part(self, data: bytes) -> Part:
+        return lambda stopped: self._encode(data, stopped)
+
+    def _encode(self, data: bytes, stopped: threading.Event) -> bytes:
+        """In small pieces: a whole chunk takes seconds, and an interrupt waits for the threads."""
+        coder, found = self._coder(), list[bytes]()
+        for start in range(0, len(data), _PIECE):
+            if stopped.is_set():
+                return b""
+            found.append(coder.compress(data[start : start + _PIECE]))
+        return b"".join([*found, coder.flush()])
 
     def trailer(self) -> bytes:
         return b""
@@ -188,8 +211,8 @@ class _Streams:
 _ENCODERS: dict[Method, Callable[[int], _Encoder]] = {
     Method.GZIP: _Gzip,
     Method.BGZF: _Bgzf,
-    Method.XZ: lambda level: _Streams(24 << 20, lambda data: lzma.compress(data, preset=level)),
-    Method.BZIP2: lambda level: _Streams(level * 900_000, lambda data: bz2.compress(data, level)),
+    Method.XZ: lambda level: _Streams(24 << 20, lambda: lzma.LZMACompressor(preset=level)),
+    Method.BZIP2: lambda level: _Streams(level * 900_000, lambda: bz2.BZ2Compressor(level)),
 }
 
 
@@ -198,7 +221,7 @@ def _through(argv: list[str], out: IO[bytes]) -> Iterator[Writer]:
     out.flush()
     theirs, ours = os.pipe()
     with (
-        os.fdopen(ours, "wb") as writer,
+        _closing(os.fdopen(ours, "wb")) as writer,
         tempfile.TemporaryFile() as said,
         os.fdopen(theirs, "rb") as reader,
         process.start(argv, stdin=reader, stdout=out, stderr=said) as child,
@@ -211,3 +234,13 @@ def _through(argv: list[str], out: IO[bytes]) -> Iterator[Writer]:
         if code != 0:
             said.seek(0)
             raise CommandError(argv, code, said.read().decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _closing(pipe: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Close it at the end, whether anybody still reads from it or not."""
+    try:
+        yield pipe
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()

@@ -14,7 +14,7 @@ import pytest
 from imagebuilder import disk
 from imagebuilder.errors import CommandError, ImgbuildError, StoreError
 from imagebuilder.imageheader import read_header
-from tests.images import MIB, filled, names, needs_qemu_img, same
+from tests.images import MIB, fails_midway, filled, names, needs_qemu_img, same
 
 pytestmark = needs_qemu_img
 
@@ -188,6 +188,16 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
         disk.convert(tmp_path / "s", "qcow2", tmp_path / "t", format="qcow2", compression="zstd")
     assert "more" in str(caught.value.hint)
     assert names(tmp_path) == ["bin"]
+
+
+def test_a_disk_that_becomes_full_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "source")
+    full = 'echo "qemu-img: error: No space left on device" >&2; exit 1'
+    script = f'case "$1" in convert) {full};; *) exec "$real" "$@";; esac'
+    fails_midway(monkeypatch, tmp_path, "qemu-img", script)
+    with pytest.raises(StoreError, match="became full while 'target' was written"):
+        disk.convert(tmp_path / "source", "qcow2", tmp_path / "target", format="raw")
+    assert names(tmp_path) == ["fake-bin", "source"]
 
 
 CONVERT = """

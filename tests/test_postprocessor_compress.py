@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from imagebuilder.compression import Method
 from imagebuilder.errors import CommandError, ImgbuildError
 from imagebuilder.plugins import Artifact
 from imagebuilder.postprocessors.compress import Compress, CompressOptions, how
+from imagebuilder.ui import Event, Ui
 from tests.images import context, fails_midway, listening, names, quiet
 
 READERS = {
@@ -145,6 +147,23 @@ def test_a_failing_program_leaves_the_input_and_nothing_else(tmp_path: Path, mon
         compress(tmp_path / "x.zst").process(made, quiet())
     assert names(tmp_path) == ["fake-bin", "out"]
     assert (tmp_path / "out" / "disk").read_bytes() == content(5_000_000)
+
+
+@pytest.mark.parametrize("name", ["gz", "bgzf", "xz", "bz2", "zst", "lz4", "tar.gz", "zip"])
+def test_an_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    if name in READERS:
+        need(name)
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "progress" and event.data["done"] > 0:
+            raise KeyboardInterrupt
+
+    made = artifact(tmp_path / "out", disk=60_000_000)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        compress(tmp_path / f"x.{name}", compression_level=9).process(made, Ui("tiny", interrupt))
+    assert time.monotonic() - began < 5
+    assert names(tmp_path) == ["out"]
 
 
 def test_a_missing_program_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
