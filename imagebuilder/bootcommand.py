@@ -23,7 +23,7 @@ SPECIAL_KEYS = (
 
 WAITFOR_TIMEOUT = 300.0  # seconds
 LONGEST_WAIT = 86400.0  # seconds
-LONGEST_TEXT = 65536  # characters; a boot command has a few hundred
+LONGEST_TEXT = 32768  # characters; a boot command has a few hundred
 
 _DURATION = r"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:ns|us|µs|ms|s|m|h))++"
 _SPECIAL = "|".join(sorted(map(re.escape, SPECIAL_KEYS), key=len, reverse=True))

@@ -144,13 +144,14 @@ class Keyboard:
         found = memory(self._monitor, 0x41A, 4)
         return int.from_bytes(found[:2], "little"), int.from_bytes(found[2:], "little")
 
-    def _until(self, done: Callable[[], bool], what: str, patience: float = STALLED) -> bool:
+    def _until(self, done: Callable[[], bool], what: str, patience: float | None = None) -> bool:
         """Whether it came true. When it did not, there is little patience from then on, until it does again."""
-        end = time.monotonic() + (0.1 if what in self._stalled else patience)
+        first = STALLED if patience is None else patience
+        end = time.monotonic() + (0.1 if what in self._stalled else first)
         while not done():
             if time.monotonic() > end:
-                if patience == STALLED and what not in self._stalled:
-                    self._ui.warning(f"The guest took no key for {duration(patience)}: typing on, keys may be lost")
+                if patience is None and what not in self._stalled:
+                    self._ui.warning(f"The guest took no key for {duration(first)}: typing on, keys may be lost")
                 self._stalled.add(what)
                 return False
             time.sleep(_POLL)
