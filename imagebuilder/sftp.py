@@ -79,9 +79,11 @@ def _put(client: paramiko.SFTPClient, source: Reader, size: int, path: str, mode
         file.set_pipelined(True)
         while data := source.read(CHUNK):
             file.write(data)
-    arrived = client.stat(path).st_size
-    if arrived != size:
+    arrived = client.stat(path).st_size or 0
+    if arrived < size:
         raise OSError(f"only {arrived} of {size} bytes arrived: is the guest's disk full?")
+    if arrived > size:
+        raise OSError("the file became longer while it was sent")
 
 
 def _get(client: paramiko.SFTPClient, path: str, target: Writer) -> None:
