@@ -619,6 +619,15 @@ class _Relay:
 
 
 @needs_sshd
+@pytest.mark.parametrize(("interval", "sent"), [(1.0, True), (-1.0, False)], ids=["on", "off"])
+def test_signs_of_life(interval: float, sent: bool, tmp_path: Path, heard: Heard) -> None:
+    with sshd(tmp_path, extra="LogLevel DEBUG1") as server:
+        with connected(server, heard, keep_alive=interval) as communicator:
+            communicator.run("sleep 1.4")
+        assert ("global_request: rtype keepalive" in server.log) is sent
+
+
+@needs_sshd
 def test_another_host_key_is_said(tmp_path: Path, heard: Heard) -> None:
     with sshd(tmp_path / "a") as first:
         communicator = SshCommunicator(SshSettings(first.login), heard.ui())
@@ -680,7 +689,7 @@ REFUSED = {
 def test_what_a_proxy_refuses_is_told(proxy: Proxy, target: int, part: str, heard: Heard) -> None:
     with _proxy("sesame") as port, pytest.raises(GuestError, match=part):
         settings = SshSettings(Login("127.0.0.1", target, "root"), proxy=replace(proxy, port=port))
-        SshCommunicator(settings, heard.ui()).connect(0.5)
+        SshCommunicator(settings, heard.ui()).connect(0.1)
 
 
 @pytest.mark.parametrize(
