@@ -10,13 +10,18 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in clock ticks since boot (proc(5), field 22): a later one with its number differs."""
+    """When a process began, in clock ticks since boot (proc(5), field 22): a later one with its number differs.
+
+    Nothing for one that has ended, reaped or not.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123 - no imports to spare
-            return stat.read().rpartition(")")[2].split()[19]
+            fields = stat.read().rpartition(")")[2].split()
+            return "" if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
         return ""
 
@@ -39,17 +44,30 @@ def watch() -> tuple[dict[int, str], list[str]]:
 
 
 def clean(pids: dict[int, str], paths: list[str]) -> None:
-    """Kill the process groups, then remove the paths."""
+    """Kill the process groups, wait until they are gone (they may still write), then remove the paths."""
     for pid, began in pids.items():
-        if began and start_time(pid) == began:
+        if start_time(pid) in (began, ""):  # a leader that has ended leaves its group's number to the group
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
+    for _ in range(500):
+        if not any(began and start_time(pid) == began for pid, began in pids.items()):
+            break
+        time.sleep(0.01)
     for path in paths:
+        remove(path)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a tree; again when something appeared in it meanwhile."""
+    for _ in range(20):
         if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
+        if not os.path.lexists(path):
+            break
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
