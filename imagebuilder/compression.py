@@ -84,7 +84,7 @@ Part = Callable[[threading.Event], bytes]
 
 
 class _Encoder(Protocol):
-    """How a stream is cut and encoded; `part` is called for one chunk after another, what it returns runs in threads."""
+    """How a stream is cut and encoded; `part` is called for chunk after chunk, what it returns runs in threads."""
 
     chunk: int  # bytes
     header: bytes

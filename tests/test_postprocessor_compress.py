@@ -158,7 +158,8 @@ def test_an_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path: Path, name: s
         if event.kind == "progress" and event.data["done"] > 0:
             raise KeyboardInterrupt
 
-    made = artifact(tmp_path / "out", disk=60_000_000)
+    made = artifact(tmp_path / "out", disk=0)
+    (tmp_path / "out" / "disk").write_bytes(random.Random(1).randbytes(60_000_000))
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         compress(tmp_path / f"x.{name}", compression_level=9).process(made, Ui("tiny", interrupt))
