@@ -212,7 +212,7 @@ _ENCODERS: dict[Method, Callable[[int], _Encoder]] = {
     Method.GZIP: _Gzip,
     Method.BGZF: _Bgzf,
     Method.XZ: lambda level: _Streams(24 << 20, lambda: lzma.LZMACompressor(preset=level)),
-    Method.BZIP2: lambda level: _Streams(level * 900_000, lambda: bz2.BZ2Compressor(level)),
+    Method.BZIP2: lambda level: _Streams(level * 100_000, lambda: bz2.BZ2Compressor(level)),
 }
 
 

@@ -154,16 +154,18 @@ def test_an_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path: Path, name: s
     if name in READERS:
         need(name)
 
+    interrupted: list[float] = []
+
     def interrupt(event: Event) -> None:
         if event.kind == "progress" and event.data["done"] > 0:
+            interrupted.append(time.monotonic())
             raise KeyboardInterrupt
 
     made = artifact(tmp_path / "out", disk=0)
     (tmp_path / "out" / "disk").write_bytes(random.Random(1).randbytes(60_000_000))
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         compress(tmp_path / f"x.{name}", compression_level=9).process(made, Ui("tiny", interrupt))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - interrupted[0] < 3
     assert names(tmp_path) == ["out"]
 
 
