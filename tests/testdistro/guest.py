@@ -83,7 +83,7 @@ class Guest:
             while True:
                 try:
                     client.connect(
-                        "127.0.0.1", self.ssh_port(), "root", password, key, timeout=60, banner_timeout=60,
+                        "127.0.0.1", self.ssh_port(), "root", password, key, timeout=60, banner_timeout=4,
                         look_for_keys=False, allow_agent=False,
                     )  # fmt: skip
                     break
