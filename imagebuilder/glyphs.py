@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from imagebuilder.picture import Picture
 
 WIDTH, HEIGHT = 8, 16  # pixels of a cell
 NEAR = 4  # pixels of 128 that may differ: fonts made after the ROM's changed that much in some glyphs
-_SAMPLE = 64
+_SAMPLE = 160
+_LETTERS = 4  # different ones that are needed to believe that there is text
+_PAUSE = 5.0  # seconds after a search in vain: moving pictures would keep a processor busy
 _CONTRAST = 100  # of 765: the least difference in light between ink and ground in a picture
 
 Font = Mapping[int, str]
@@ -122,6 +125,7 @@ class Recognition:
     _known: dict[bytes, str | None] = field(default_factory=dict)
     _origin: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     _last: tuple[Picture, list[str]] | None = None
+    _next_search: float = 0.0
 
     def lines(self, picture: Picture) -> list[str]:
         """The lines of text in the picture, blank where there is anything else; none without a font."""
@@ -136,9 +140,12 @@ class Recognition:
             self._known.clear()
         size = (picture.width, picture.height)
         rows = self._read(picture, *self._origin.get(size, (0, 0)))
-        if not _convincing(rows) and (origin := self._find_origin(picture)) is not None:
-            self._origin[size] = origin
-            rows = self._read(picture, *origin)
+        if not _convincing(rows) and time.monotonic() >= self._next_search:
+            origin = self._find_origin(picture)
+            self._next_search = time.monotonic() + _PAUSE
+            if origin is not None:
+                self._origin[size], self._next_search = origin, 0.0
+                rows = self._read(picture, *origin)
         return ["".join(cell or " " for cell in row) if _legible(row) else " " * len(row) for row in rows]
 
     def _read(self, picture: Picture, x: int, y: int) -> list[list[str | None]]:
@@ -168,7 +175,7 @@ class Recognition:
         return self.font[near] if distance <= NEAR else None
 
     def _find_origin(self, picture: Picture) -> tuple[int, int] | None:
-        """Where in the first cell the cells begin: where most of a sample of cells are exactly glyphs."""
+        """Where in the first cell the cells begin: where a sample of cells shows most different letters."""
         inked = [
             (left, top)
             for top in range(0, picture.height - 2 * HEIGHT + 1, HEIGHT)
@@ -177,15 +184,19 @@ class Recognition:
         ]
         sample = inked[:: len(inked) // _SAMPLE + 1]
         scores = {
-            (x, y): sum(self._exact(picture.cell(left + x, top + y, WIDTH, HEIGHT)) for left, top in sample)
+            (x, y): len({self._letter(picture.cell(left + x, top + y, WIDTH, HEIGHT)) for left, top in sample})
             for y in range(HEIGHT)
             for x in range(WIDTH)
         }
         best = max(scores, key=lambda origin: scores[origin])
-        return best if scores[best] >= max(3, len(sample) // 6) else None
+        return best if scores[best] > _LETTERS else None
 
-    def _exact(self, cell: bytes) -> bool:
-        return any(glyph in self.font for glyph in _bitmaps(cell))
+    def _letter(self, cell: bytes) -> str | None:
+        """The letter that a cell is exactly; lines and dots are found anywhere."""
+        for glyph in _bitmaps(cell):
+            if glyph in self.font and self.font[glyph].isalnum():
+                return self.font[glyph]
+        return None
 
 
 def _convincing(rows: list[list[str | None]]) -> bool:

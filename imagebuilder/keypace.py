@@ -65,7 +65,8 @@ class Keyboard:
         self._controller = _has_controller(monitor)
         self._bios = _has_bios(monitor)
         self._stalled: set[str] = set()
-        self._ring_before: tuple[int, int] | None = None  # when the last keys that a BIOS would put there were sent
+        self._ring = (0, 0)  # first key and first free place when last looked at
+        self._tail_before: int | None = None  # where the free place was when the last keys for a BIOS were sent
 
     def type(self, strokes: Sequence[Stroke]) -> None:
         """Send them all; returns when they were taken from the keyboard."""
@@ -96,11 +97,14 @@ class Keyboard:
     def _send_blindly(self, events: Stroke) -> None:
         """Down and up go together: QEMU queues 16 events, and as the guest polls both in turn no key repeats."""
         keys = _keys(events)
-        if self._bios and keys:
-            self._until(lambda: self._used() < RING, "BIOS")
-            before = self._ring()
+        if not (self._bios and keys):
+            self._send(events)
+            time.sleep(BLIND * len(events))
+            return
+        self._until(lambda: bool(self._look()) and self._used() < RING, "BIOS")
+        before = self._ring[1]
         self._send(events)
-        if not (self._bios and keys and self._until(lambda: self._ring() != before, "USB", _NOT_THE_BIOS)):
+        if not self._until(lambda: self._look()[1] != before, "USB", _NOT_THE_BIOS):
             time.sleep(BLIND * len(events))
 
     def _send(self, events: Sequence[Event]) -> None:
@@ -121,7 +125,7 @@ class Keyboard:
             if count and (size > QUEUE or keys > room or not self._bios):
                 break
             count += 1
-        self._ring_before = self._ring() if self._bios and keys else None
+        self._tail_before = self._ring[1] if self._bios and keys else None
         return count
 
     def _wait_taken(self) -> None:
@@ -131,18 +135,21 @@ class Keyboard:
 
     def _room(self) -> int:
         """Keys that fit into the BIOS's ring; when that is not what the guest reads, as many as the queue holds."""
-        if self._ring_before is not None and self._ring() == self._ring_before:
+        if self._look()[1] == self._tail_before:
             return QUEUE  # the last keys did not go there: an operating system reads the keyboard
-        self._until(lambda: self._used() < RING, "BIOS")
+        if self._used() == RING:
+            self._until(lambda: bool(self._look()) and self._used() < RING, "BIOS")
         return RING - self._used()
 
-    def _used(self) -> int:
-        head, tail = self._ring()
-        return (tail - head) % 32 // 2
-
-    def _ring(self) -> tuple[int, int]:
+    def _look(self) -> tuple[int, int]:
+        """Read where the ring's first key and its first free place are."""
         found = memory(self._monitor, 0x41A, 4)
-        return int.from_bytes(found[:2], "little"), int.from_bytes(found[2:], "little")
+        self._ring = int.from_bytes(found[:2], "little"), int.from_bytes(found[2:], "little")
+        return self._ring
+
+    def _used(self) -> int:
+        head, tail = self._ring
+        return (tail - head) % 32 // 2
 
     def _until(self, done: Callable[[], bool], what: str, patience: float | None = None) -> bool:
         """Whether it came true. When it did not, there is little patience from then on, until it does again."""

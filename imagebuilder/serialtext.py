@@ -9,7 +9,7 @@ _KEPT = 65536  # bytes
 # A sequence that moves the cursor begins a new line: a menu's entries must not run together.
 _MOVE = re.compile(r"\x1b\[[0-9;:?]*[ABEFHJdf]")
 _SEQUENCE = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-~])|\x1b\[?[0-?]*$"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)|[ -/]+[0-~]|(?!\[)[0-~])|\x1b\[?[0-?]*$"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -56,9 +56,18 @@ def clean(content: bytes) -> str:
     """Bytes of a serial line as text of lines."""
     text = _MOVE.sub("\n", content.decode("utf-8", "replace"))
     text = _SEQUENCE.sub("", text)
-    text = re.sub(r"\r+\n", "\n", text)
-    text = re.sub(r"[^\r\n]*\r(?=[^\r\n])", "", text)  # a line written over
-    while "\b" in text:
-        shorter = re.sub(r"[^\b\n]\b", "", text)
-        text = shorter if shorter != text else text.replace("\b", "")
-    return _CONTROL.sub("", text.replace("\r", ""))
+    return "\n".join(_CONTROL.sub("", _as_it_was_left(line)) for line in text.split("\n"))
+
+
+def _as_it_was_left(line: str) -> str:
+    """A line after what was written over and taken back."""
+    line = line.rstrip("\r").rpartition("\r")[2]
+    if "\b" not in line:
+        return line
+    kept: list[str] = []
+    for character in line:
+        if character != "\b":
+            kept.append(character)
+        elif kept:
+            kept.pop()
+    return "".join(kept)

@@ -6,7 +6,8 @@ address; Linux scrolls by it). So the picture decides: equal cells in memory mus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from imagebuilder.glyphs import CP437
 from imagebuilder.keypace import Monitor, memory
@@ -25,33 +26,38 @@ def is_text_mode(picture: Picture) -> bool:
 
 def lines(monitor: Monitor, picture: Picture) -> list[str] | None:
     """The rows of the screen, each 80 characters; None when memory and picture don't go together."""
+    looks = {rows: _looks(picture, rows) for rows in (25, 50)}
     first = memory(monitor, _MEMORY, 50 * _ROW)
-    for rows in (25, 50):
-        if _fits(first[: rows * _ROW], picture, rows):
+    for rows in looks:
+        if _fits(first[: rows * _ROW], looks[rows]):
             return list(_rows(first[: rows * _ROW]))
     everything = memory(monitor, _MEMORY, _SIZE)
-    for rows in (25, 50):
+    for rows in looks:
         for start in range(_ROW, _SIZE - rows * _ROW + 1, _ROW):
             window = everything[start : start + rows * _ROW]
-            if _fits(window, picture, rows):
+            if _fits(window, looks[rows]):
                 return list(_rows(window))
     return None
 
 
-def _fits(window: bytes, picture: Picture, rows: int) -> bool:
-    """Whether cells with the same character and attribute look the same everywhere in the picture."""
+def _looks(picture: Picture, rows: int) -> list[int]:
+    """A number for the look of each cell; equal ones look equal."""
     width, height = picture.width // COLUMNS, picture.height // rows
-    looks: dict[bytes, bytes] = {}
-    different = 0
-    for row in range(rows):
-        for column in range(COLUMNS):
-            place = row * _ROW + column * 2
-            look = picture.cell(column * width, row * height, width, height)
-            if looks.setdefault(window[place : place + 2], look) != look:
-                different += 1
-                if different > _CURSOR:
-                    return False
-    return True
+    numbers: dict[bytes, int] = {}
+    return [
+        numbers.setdefault(picture.cell(column * width, row * height, width, height), len(numbers))
+        for row in range(rows)
+        for column in range(COLUMNS)
+    ]
+
+
+def _fits(window: bytes, looks: Sequence[int]) -> bool:
+    """Whether cells with the same character and attribute look the same, but for a few."""
+    codes = zip(window[::2], window[1::2], strict=True)
+    usual: dict[tuple[int, int], int] = {}
+    for (code, _), count in Counter(zip(codes, looks, strict=True)).items():
+        usual[code] = max(usual.get(code, 0), count)
+    return len(looks) - sum(usual.values()) <= _CURSOR
 
 
 def _rows(window: bytes) -> Iterator[str]:
