@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -121,12 +120,10 @@ def _block(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _look(monitor: Monitor) -> Picture:
-    """A picture of the screen, through a file that only we can read and that is gone at once."""
-    handle, name = tempfile.mkstemp(prefix="imgbuild-", suffix=".ppm")
-    os.close(handle)
-    with process.temporary_path(Path(name)) as path:
-        monitor.execute("screendump", {"filename": str(path)}, timeout=30)
+    """A picture of the screen, through memory that has no name: an interrupt can leave no file behind."""
+    with os.fdopen(os.memfd_create("screendump"), "rb") as file:
+        monitor.execute("screendump", {"filename": f"/proc/{os.getpid()}/fd/{file.fileno()}"}, timeout=30)
         try:
-            return picture.from_ppm(path.read_bytes())
+            return picture.from_ppm(file.read())
         except ValueError as error:
             raise GuestError(f"QEMU gave no picture of the screen: {error}") from error

@@ -70,6 +70,8 @@ SAME = {
 @pytest.mark.parametrize("lines", SAME.values(), ids=SAME)
 def test_marks_change_nothing(lines: list[str], shell: list[str], tmp_path: Path) -> None:
     for options in [(), ("-e",), ("-eu",), ("-ex",)]:
+        if options == ("-ex",) and any(line.endswith("&") for line in lines):
+            continue  # what runs in the background traces, or not, before its shell ends
         shebang = " ".join(["/bin/sh", *options])
         plain = run(shell, f"#!{shebang}\n" + "\n".join(lines) + "\n", tmp_path, *options)
         marked = run(shell, inline(lines, shebang).text, tmp_path, *options)

@@ -206,7 +206,12 @@ class MachineSession:
             self._ui.progress("Installing", limit, "seconds") as update,
         ):
             while machine.running:
-                self._look(watcher, run)
+                try:
+                    self._look(watcher, run)
+                except GuestError:
+                    if machine.shutdown is None:
+                        raise
+                    break  # it ended while we looked
                 update(time.monotonic() - began)
                 if time.monotonic() - began > limit:
                     hint = "raise ssh_timeout if the installation takes longer"
