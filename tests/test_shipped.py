@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pykickstart.constants import KS_REBOOT, SELINUX_ENFORCING
+from pykickstart.parser import KickstartParser
+from pykickstart.version import makeVersion
 
 from imagebuilder import kickstart, paths, template
 from imagebuilder.builders.qemuoptions import QemuOptions
@@ -34,6 +40,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "efi": {"efi": True, "disk": "sda"},
     "user": {"ssh_username": "builder"},
     "password": {"ssh_username": "builder", "ssh_password": 'it\'s "secret" & <long>'},
+    "root password": {"ssh_password": 'it\'s "secret" & <long>'},
     "root hash": {"root_password_hash": HASH},
     "mirror": {"mirror": "https://mirror.example/linux", "packages": "vim, tmux", "timezone": "Europe/Berlin"},
 }
@@ -73,9 +80,13 @@ def test_debconf_takes_the_preseed(name: str, variant: str, tmp_path: Path) -> N
     if shutil.which("debconf-set-selections") is None:
         pytest.skip("debconf-set-selections is not installed (package debconf)")
     (tmp_path / "preseed.cfg").write_text(main_answer(name, variant))
+    # a database of its own: the machine's is locked while packages are installed, and debconf says nothing then
+    databases = [f"Name: {name}\nDriver: File\nFilename: {tmp_path / name}\n" for name in ("config", "templates")]
+    (tmp_path / "debconf.conf").write_text("\n".join(["Config: config\nTemplates: templates\n", *databases]))
     done = subprocess.run(
-        ["debconf-set-selections", "--checkonly", str(tmp_path / "preseed.cfg")], capture_output=True, text=True
-    )
+        ["debconf-set-selections", "--checkonly", str(tmp_path / "preseed.cfg")], capture_output=True, text=True,
+        env={**os.environ, "DEBCONF_SYSTEMRC": str(tmp_path / "debconf.conf")},
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -110,6 +121,103 @@ def test_every_image_has_what_a_golden_image_needs(name: str) -> None:
     assert "console=ttyS0" in text
 
 
+# -- disks: (file system, size, mount point) in order; a size of "rest" takes what is left
+
+
+def kickstart_disk(text: str, version: str) -> list[tuple[str, str, str]]:
+    parser = KickstartParser(makeVersion(version))
+    parser.readKickstartFromString(text)
+    commands = parser.handler
+    assert commands.reqpart.reqpart  # which adds what the firmware needs, BIOS or EFI, before the others
+    assert commands.selinux.selinux == SELINUX_ENFORCING
+    assert commands.reboot.action == KS_REBOOT
+    parts = commands.partition.partitions
+    return [(part.fstype, "rest" if part.grow else str(part.size), part.mountpoint) for part in parts]
+
+
+def preseed_disk(text: str) -> list[tuple[str, str, str]]:
+    recipe = re.search(r"expert_recipe string (.*\\\n)+.*", text)
+    assert recipe is not None
+    found = re.findall(r"\d+ \d+ (-?\d+) (\w+) ([^.]*) \.", recipe[0])
+    assert "$lvmok" not in recipe[0]
+    mounts = [(kind, size, re.search(r"mountpoint{ (\S+) }", rest)) for size, kind, rest in found]
+    return [(kind, "rest" if size == "-1" else size, mount[1] if mount else "") for kind, size, mount in mounts]
+
+
+def autoinstall_disk(text: str) -> list[tuple[str, str, str]]:
+    storage = yaml.safe_load(text)["autoinstall"]["storage"]
+    assert storage["swap"] == {"size": 0}
+    items = {item["id"]: item for item in storage["config"]}
+    formats = {item["volume"]: item for item in items.values() if item["type"] == "format"}
+    mounts = {items[item["device"]]["volume"]: item["path"] for item in items.values() if item["type"] == "mount"}
+    parts = sorted((item for item in items.values() if item["type"] == "partition"), key=lambda item: item["number"])
+    assert sum(bool(item.get("grub_device")) for item in items.values()) == 1
+    return [
+        (formats.get(part["id"], {}).get("fstype", ""), "rest" if part["size"] == -1 else part["size"],
+         mounts.get(part["id"], "")) for part in parts
+    ]  # fmt: skip
+
+
+def autoyast_disk(text: str) -> list[tuple[str, str, str]]:
+    parts = ElementTree.fromstring(text).iterfind(".//{*}partition")
+    values = [[part.findtext("{*}" + key) or "" for key in ("filesystem", "size", "mount")] for part in parts]
+    return [(kind, "rest" if size == "max" else size, mount) for kind, size, mount in values]
+
+
+def disk_layout(name: str, variant: str) -> list[tuple[str, str, str]]:
+    text, distro = main_answer(name, variant), load_distro(name)
+    match distro.autoinstall.flavour:
+        case Flavour.KICKSTART:
+            return kickstart_disk(text, distro.autoinstall.version)
+        case Flavour.PRESEED:
+            return preseed_disk(text)
+        case Flavour.AUTOINSTALL:
+            return autoinstall_disk(text)
+        case _:
+            return autoyast_disk(text)
+
+
+@pytest.mark.parametrize("variant", ["plain", "efi"])
+@pytest.mark.parametrize("name", distro_names())
+def test_the_root_partition_is_the_last_and_takes_all_there_is(name: str, variant: str) -> None:
+    layout = disk_layout(name, variant)
+    assert layout[-1][0] in ("ext4", "xfs")
+    assert layout[-1][1:] == ("rest", "/")
+    assert not [kind for kind, _, _ in layout if "swap" in kind]
+    if load_distro(name).family is not Family.REDHAT:  # where reqpart does it
+        assert len(layout) == (2 if variant == "efi" or load_distro(name).family is not Family.DEBIAN else 1)
+        assert any(kind in ("vfat", "fat32", "free") for kind, _, _ in layout[:-1]) == (variant == "efi")
+
+
+@pytest.mark.parametrize("name", distro_names())
+def test_the_first_disk_is_the_one_that_is_written(name: str) -> None:
+    for variant, mine, other in (("plain", "vda", "sda"), ("efi", "sda", "vda")):
+        text = main_answer(name, variant)
+        assert re.search(rf"\b{mine}\b", text)
+        assert not re.search(rf"\b{other}\b", text)
+
+
+def test_debians_early_command_is_the_users() -> None:
+    text = kickstart.render("debian.preseed.j2", {**PLAIN, "distro": load_distro("debian-12"), "early_command": "true"})
+    assert "d-i preseed/early_command string true\n" in text
+    assert "early_command" not in main_answer("debian-12")
+
+
+def package_mirrors() -> set[str]:
+    """Hosts that this machine takes packages from."""
+    files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
+    return {host.rpartition("@")[2] for host in re.findall(r"^(?!\s*#).*?\w+://([^/\s]+)", text, re.MULTILINE)}
+
+
+def test_no_package_mirror_of_this_machine_is_named() -> None:
+    kinds = ("distros", "kickstarts", "builds")
+    files = [path for kind in kinds for path in paths.shipped(kind).rglob("*") if path.is_file()]
+    assert len(files) > len(BUILDS) + len(RELEASED)
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files}
+    assert [(host, path) for host in package_mirrors() for path, text in texts.items() if host in text] == []
+
+
 @pytest.mark.parametrize("name", distro_names())
 def test_packages_and_mirrors_of_the_users_own_are_used(name: str) -> None:
     text = main_answer(name, "mirror")
@@ -137,6 +245,9 @@ def test_downloads_are_verified(name: str) -> None:
     assert distro.iso_checksum != "none"
     assert all(url.startswith("https://") for url in distro.iso_url)
     assert distro.iso_checksum.removeprefix("file:").startswith(("https://", "sha256:", "sha512:"))
+    sources = [repository.metalink or repository.mirrorlist or repository.url for repository in distro.repositories]
+    assert all(source.startswith("https://") for source in sources)
+    assert bool(sources) == (distro.family is Family.REDHAT)
 
 
 @pytest.mark.parametrize("name", [name for name in distro_names() if load_distro(name).family is Family.REDHAT])
