@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagebuilder.errors import GuestError
 from imagebuilder.keypace import Monitor
 from imagebuilder.screen import Screen
 from imagebuilder.serialtext import SerialLog
@@ -126,7 +127,7 @@ SIGNS: Sequence[Sign] = (
           "check the paths in the boot command and on the medium"),
     _sign(r"^error: no such partition\.?$", "GRUB misses a partition",
           "check how the boot loader was installed and the order of the disks", fatal=False),
-    _sign(r"^Could not find kernel image: \S+", "ISOLINUX found no kernel of that name",
+    _sign(r"^Could not find kernel image: \S+|^Loading \S+\.\.\. ?failed: .*", "ISOLINUX found no kernel of that name",
           "see what the boot command typed, and what the menu calls its entries"),
     _sign(r"^No bootable device\.?", "the firmware found nothing to boot",
           "check iso_url or the disk, boot order (qemuargs -boot), and whether the medium needs UEFI (efi_boot)"),
@@ -181,7 +182,7 @@ class Watcher:
     def scan(self) -> Symptom | None:
         """A sign that came since the last time. One that isn't fatal is told once.
 
-        Raises GuestError when QEMU is gone.
+        A machine that is gone shows nothing: it may have ended as it should, which others know.
         """
         fresh = self._serial.read()
         fresh = self._look() or fresh
@@ -200,8 +201,11 @@ class Watcher:
         """Look at the screen when it is time; whether it changed."""
         if time.monotonic() - self._looked < _SCREEN_INTERVAL:
             return False
-        shown = self._screen.lines()
         self._looked = time.monotonic()
+        try:
+            shown = self._screen.lines()
+        except GuestError:
+            return False
         changed = shown != self._shown
         self._shown = shown
         return changed

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from imagebuilder import symptoms
+from imagebuilder.errors import GuestError
 from imagebuilder.qmp import QmpError
+from tests import prompts
 
 FATAL = {
     "panic": ("[    2.104512] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100", "panicked"),
@@ -75,6 +77,7 @@ FATAL = {
     "grub rescue": ("error: no such device: 2a3b-4c5d.\nEntering rescue mode...\ngrub rescue> ", "own files"),
     "grub kernel": ("error: file `/vmlinuz' not found.\nerror: you need to load the kernel first.", "found no kernel"),
     "isolinux": ("boot: linx ks=http://10.0.2.2/ks.cfg\nCould not find kernel image: linx", "no kernel of that name"),
+    "isolinux 6": ("boot: linx\nLoading linx... failed: No such file or directory\nboot:", "no kernel of that name"),
     "seabios": ("Booting from Hard Disk...\nBoot failed: no disk\n\nNo bootable device.", "nothing to boot"),
     "ovmf": ("BdsDxe: No bootable option or device was found.", "nothing to boot"),
 }  # fmt: skip
@@ -202,6 +205,31 @@ def test_watcher_gives_a_prompt_time_to_be_answered(tmp_path: Path, monkeypatch:
     time.sleep(0.25)
     found = watcher.scan()
     assert found is not None and "shell" in found.sentence
+
+
+def test_watcher_leaves_the_end_of_qemu_to_others(tmp_path: Path) -> None:
+    class Gone(NoScreen):
+        def execute(self, command: str, arguments: Any = None, timeout: float = 10) -> Any:
+            raise GuestError("QEMU ended")
+
+    log = tmp_path / "serial.log"
+    log.write_text("reboot: Power down\n")
+    assert symptoms.Watcher(log, Gone()).scan() is None
+
+
+@pytest.mark.qemu
+def test_a_fatal_sign_is_seen_within_two_seconds(tmp_path: Path) -> None:
+    iso = prompts.make_iso(tmp_path)
+    with prompts.booted(tmp_path, "-cdrom", iso) as guest:
+        watcher = symptoms.Watcher(guest.serial, guest.monitor)
+        guest.type('<waitfor "boot:">')
+        assert watcher.scan() is None
+        guest.type("nonsense<enter>")
+        end = time.monotonic() + 15
+        while (found := watcher.scan()) is None and time.monotonic() < end:
+            time.sleep(0.25)
+        assert found is not None and found.fatal
+        assert found.line.startswith("Loading nonsense... failed")
 
 
 def test_scanning_is_cheap(tmp_path: Path) -> None:
