@@ -51,7 +51,7 @@ def machine_config(
         rows = qemuargs.without_kvm(rows)
     return MachineConfig(
         name=system_disk_name(o, context.build_name), binary=o.qemu_binary, machine_type=o.machine_type,
-        accelerator=accelerator.name, cpu_model=o.cpu_model or accelerator.cpu_model, cpus=o.cpus or 1,
+        accelerator=accelerator.name, cpu_model=o.cpu_model or _cpu_model(accelerator, boot), cpus=o.cpus or 1,
         sockets=o.sockets, cores=o.cores, threads=o.threads, memory_mib=o.memory_mib,
         drives=boot.drives, cdroms=boot.cdroms, cdrom_interface=getattr(o, "cdrom_interface", ""), floppy=boot.floppy,
         boot=boot.boot, kernel=boot.kernel, initrd=boot.initrd, kernel_args=boot.kernel_args,
@@ -100,6 +100,13 @@ def argv(options: MachineOptions, context: BuildContext, boot: FirstBoot) -> tup
     name = options.accelerator or "<kvm if it works here, else tcg>"
     config = machine_config(options, context, boot, accel.Choice(name, ""), dot)
     return tuple(arguments(config))
+
+
+def _cpu_model(accelerator: accel.Choice, boot: FirstBoot) -> str | None:
+    """KVM: the fullest that works. TCG: the same where an unknown system is installed (EL 9 and 10 need newer CPUs than
+    QEMU's default), else QEMU's default, under which an emulated Debian boots a tenth sooner (docs/benchmarks.md)."""
+    unknown = bool(boot.cdroms or boot.kernel) and boot.boot != "c"
+    return accelerator.cpu_model if accelerator.name != "tcg" or unknown else None
 
 
 def _display(options: MachineOptions) -> str | None:
