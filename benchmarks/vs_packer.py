@@ -166,7 +166,7 @@ def make_base() -> tuple[Path, Path]:
                 }
             ],
             "provisioners": [
-                {"type": "shell", "inline": [f"echo '{public}' >> /root/.ssh/authorized_keys", f"touch {NO_CLOUD_INIT}"]}
+                {"type": "shell", "inline": [f"echo '{public}' >> .ssh/authorized_keys", f"touch {NO_CLOUD_INIT}"]}
             ],
         }  # fmt: skip
         (WORK / "base.json").write_text(json.dumps(plan))

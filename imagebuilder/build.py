@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from imagebuilder import artifact as artifacts
-from imagebuilder.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
+from imagebuilder.image import artifact as artifacts
 from imagebuilder.plugins import Artifact, Guest, OnError, Processed
-from imagebuilder.template import Plan
+from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
+from imagebuilder.templates.template import Plan
 from imagebuilder.ui import Ui, duration
 
 _WITHOUT_GUEST = frozenset({"shell-local", "breakpoint", "sleep"})

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import click
 
-from imagebuilder import __version__, build, interrupt, planning, results, template, trial, ui, workers
+from imagebuilder import __version__, build, interrupt, planning, results, trial, ui, workers
 from imagebuilder.errors import ImgbuildError, TemplateError
 from imagebuilder.plugins import OnError
+from imagebuilder.templates import template
 
 _BOOLEAN = frozenset({"color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel"})
 F = TypeVar("F", bound=Callable[..., Any])

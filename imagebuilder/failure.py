@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder import screen, symptoms
+from imagebuilder.console import screen, symptoms
 from imagebuilder.errors import CommandError, ImgbuildError
-from imagebuilder.httpserver import HttpServer
-from imagebuilder.machine import Machine
+from imagebuilder.media.httpserver import HttpServer
+from imagebuilder.qemu.machine import Machine
 from imagebuilder.ui import Ui
 
 _REPORT = "report.txt"

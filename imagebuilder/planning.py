@@ -7,9 +7,9 @@ import shlex
 from typing import Any
 
 from imagebuilder import __version__, ui
-from imagebuilder.buildplan import BuildPlan
 from imagebuilder.plugins import Outline
-from imagebuilder.template import Inspection
+from imagebuilder.templates.buildplan import BuildPlan
+from imagebuilder.templates.template import Inspection
 from imagebuilder.ui import Console, Event, JsonConsole, MachineConsole
 
 

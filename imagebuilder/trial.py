@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder import accel, cloudinit, disk, firmware, process, screen, sshkeys, symptoms
-from imagebuilder.arguments import Drive, MachineConfig
+from imagebuilder import cloudinit, process
+from imagebuilder.console import screen, symptoms
 from imagebuilder.errors import GuestError, ImgbuildError
-from imagebuilder.iso import write_iso
-from imagebuilder.machine import Machine
-from imagebuilder.manifest import load_manifest
-from imagebuilder.ssh import SshCommunicator
-from imagebuilder.sshconfig import CommunicatorOptions
+from imagebuilder.image import disk
+from imagebuilder.image.manifest import load_manifest
+from imagebuilder.media.iso import write_iso
+from imagebuilder.qemu import accel, firmware
+from imagebuilder.qemu.arguments import Drive, MachineConfig
+from imagebuilder.qemu.machine import Machine
+from imagebuilder.ssh import keys as sshkeys
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.config import CommunicatorOptions
 from imagebuilder.ui import Ui
 
 
@@ -50,7 +54,7 @@ def disk_of(image: Path) -> Path:
 def boot(trial: Trial, ui: Ui) -> None:
     """Boot the image and wait until it answers; then end it (`check`), or leave it to the person until Ctrl-C."""
     image = disk_of(trial.image)
-    found = disk.info(image)
+    found = disk.info(image, follow=True)
     with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as runtime:
         overlay = runtime / "disk.qcow2"
         disk.overlay(overlay, image, found.format)

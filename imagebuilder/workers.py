@@ -15,9 +15,9 @@ from typing import Any
 
 from imagebuilder import build, interrupt
 from imagebuilder.build import BuildResult
-from imagebuilder.buildplan import BuildPlan
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.plugins import OnError
+from imagebuilder.templates.buildplan import BuildPlan
 from imagebuilder.ui import Event, Ui
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)

@@ -7,7 +7,8 @@ import sys
 
 import click
 
-from imagebuilder import __version__, distro
+from imagebuilder import __version__
+from imagebuilder.autoinstall import distro
 from imagebuilder.errors import ImgbuildError
 
 _EPILOG = "Example: provision distro show debian-12"

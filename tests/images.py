@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import artifact, disk
+from imagebuilder.image import artifact, disk
 from imagebuilder.plugins import Artifact, BuildContext, Disk
 from imagebuilder.ui import Event, Ui
 

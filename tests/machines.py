@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from imagebuilder.arguments import Drive, MachineConfig, VncConfig
-from imagebuilder.firmware import Firmware
-from imagebuilder.tpm import TpmConfig
+from imagebuilder.qemu.arguments import Drive, MachineConfig, VncConfig
+from imagebuilder.qemu.firmware import Firmware
+from imagebuilder.qemu.tpm import TpmConfig
 
 
 def installer(base: Path, **changed: object) -> MachineConfig:

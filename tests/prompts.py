@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import keyboard, process, screen
-from imagebuilder.bootcommand import parse
-from imagebuilder.qmp import Monitor
+from imagebuilder import process
+from imagebuilder.console import keyboard, screen
+from imagebuilder.console.bootcommand import parse
+from imagebuilder.qemu.qmp import Monitor
 from imagebuilder.ui import Event, Ui
 
 ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")

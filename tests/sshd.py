@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.sshkeys import KeyPair, generate
-from imagebuilder.sshlogin import Login
+from imagebuilder.ssh.keys import KeyPair, generate
+from imagebuilder.ssh.login import Login
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 DROPBEAR = shutil.which("dropbear", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import paramiko
 
-from imagebuilder.sshkeys import generate
+from imagebuilder.ssh.keys import generate
 
 
 @dataclass

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import accel, paths
+from imagebuilder import paths
+from imagebuilder.qemu import accel
 
 SOURCE = Path(accel.__file__).with_name("accel.S")
 only_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the tiny guest is for x86_64")

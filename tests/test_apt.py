@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import apt
-from imagebuilder.apt import Source
+from imagebuilder.bootstrap import apt
+from imagebuilder.bootstrap.apt import Source
 from imagebuilder.errors import ImgbuildError
 
 DEBIAN = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.arguments import Drive, MachineConfig, Runtime, VncConfig, arguments, dropped
+from imagebuilder.qemu.arguments import Drive, MachineConfig, Runtime, VncConfig, arguments, dropped
 from tests.machines import CASES, installer
 
 

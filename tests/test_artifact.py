@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import artifact, manifest
 from imagebuilder.errors import ChecksumError, ImgbuildError, StoreError
-from imagebuilder.manifest import load_manifest, verify
+from imagebuilder.image import artifact, manifest
+from imagebuilder.image.manifest import load_manifest, verify
 from imagebuilder.plugins import Artifact
 from tests.images import MIB, built, context, filled, names, needs_qemu_img, quiet
 
@@ -139,7 +139,7 @@ def test_force_takes_an_empty_directory(tmp_path: Path) -> None:
 PUBLISH = """
 import sys
 from pathlib import Path
-from imagebuilder import artifact
+from imagebuilder.image import artifact
 from tests.images import context, quiet
 final = Path(sys.argv[1])
 while True:
@@ -235,7 +235,7 @@ def test_an_artifact_without_a_directory_is_its_files(tmp_path: Path) -> None:
 
 
 def test_an_overlay_says_what_it_lies_on(tmp_path: Path) -> None:
-    from imagebuilder import disk
+    from imagebuilder.image import disk
     from imagebuilder.plugins import Disk
 
     base = filled(tmp_path / "base.qcow2")

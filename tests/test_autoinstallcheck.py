@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from imagebuilder.autoinstallcheck import FLAVOURS, check
+from imagebuilder.autoinstall.check import FLAVOURS, check
 from imagebuilder.errors import ImgbuildError
 
 KICKSTART = """\

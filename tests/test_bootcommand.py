@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagebuilder.bootcommand import LONGEST_TEXT, SPECIAL_KEYS, Action, Key, Wait, WaitFor, parse
+from imagebuilder.console.bootcommand import LONGEST_TEXT, SPECIAL_KEYS, Action, Key, Wait, WaitFor, parse
 
 
 def outline(text: str) -> list[object]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import bootloader, partition, process
-from imagebuilder.bootloader import Images
+from imagebuilder import process
+from imagebuilder.bootstrap import bootloader, partition
+from imagebuilder.bootstrap.bootloader import Images
+from imagebuilder.bootstrap.partition import MIB, Firmware, Role
 from imagebuilder.errors import ImgbuildError
-from imagebuilder.partition import MIB, Firmware, Role
 
 BOOT = bytes(range(256)) + bytes(254) + b"\x55\xaa"
 PRESENT = bytes([0xEE]) * 510 + b"\x55\xaa"

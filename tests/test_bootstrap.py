@@ -16,10 +16,10 @@ import paramiko
 import pytest
 
 from imagebuilder import cloudinit, process
-from imagebuilder.bootstrap import BootstrapSpec, check_host, make_disk
+from imagebuilder.bootstrap.disk import BootstrapSpec, check_host, make_disk
 from imagebuilder.errors import ImgbuildError, TemplateError
-from imagebuilder.iso import write_iso
-from imagebuilder.ports import reserved
+from imagebuilder.media.iso import write_iso
+from imagebuilder.qemu.ports import reserved
 from imagebuilder.ui import Event, Ui
 
 OVMF = Path("/usr/share/ovmf/OVMF.fd")
@@ -186,7 +186,7 @@ def test_nothing_of_one_machine_is_in_the_image(disk: Path, tmp_path: Path) -> N
 MAKE = """\
 import sys
 from pathlib import Path
-from imagebuilder.bootstrap import BootstrapSpec, make_disk
+from imagebuilder.bootstrap.disk import BootstrapSpec, make_disk
 from imagebuilder.ui import Ui
 make_disk(BootstrapSpec(disk_size=3 * 2**30), Path(sys.argv[1]), Ui("", lambda event: print(event.text, flush=True)),
           work=Path(sys.argv[2]))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import bootstrapspec, partition, process, rootfs
-from imagebuilder.apt import Source
-from imagebuilder.bootstrapspec import BootstrapSpec
-from imagebuilder.partition import Firmware
-from imagebuilder.rootfs import File
+from imagebuilder import process
+from imagebuilder.bootstrap import partition, rootfs
+from imagebuilder.bootstrap import spec as bootstrapspec
+from imagebuilder.bootstrap.apt import Source
+from imagebuilder.bootstrap.partition import Firmware
+from imagebuilder.bootstrap.rootfs import File
+from imagebuilder.bootstrap.spec import BootstrapSpec
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SOURCES = [Source(("http://user:pw@mirror.test/debian",), ("bookworm",), ("main",), {"Signed-By": KEYRING})]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from imagebuilder import build
-from imagebuilder.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.errors import GuestError, ImgbuildError
 from imagebuilder.options import Options
 from imagebuilder.plugins import Artifact, BuildContext, Guest, OnError, Processed
+from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.ui import Event, Ui
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.checksum import ALGORITHMS, Checksum, Entry, choose, entries, parse_checksum
 from imagebuilder.errors import ChecksumError
+from imagebuilder.media.checksum import ALGORITHMS, Checksum, Entry, choose, entries, parse_checksum
 
 ISO = b"an installer"
 SHA256 = hashlib.sha256(ISO).hexdigest()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import document
-from imagebuilder.components import Decoded, Source, decode
-from imagebuilder.interpolate import Engine
 from imagebuilder.options import Options, Text
+from imagebuilder.templates import document
+from imagebuilder.templates.components import Decoded, Source, decode
+from imagebuilder.templates.interpolate import Engine
 from tests.probes import BuilderOptions
 
 ENGINE = Engine({"m": "2048", "url": "http://x/y.iso"}, unset=frozenset({"required"}))

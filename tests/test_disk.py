@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import disk
 from imagebuilder.errors import CommandError, ImgbuildError, StoreError
-from imagebuilder.imageheader import read_header
+from imagebuilder.image import disk
+from imagebuilder.image.header import read_header
 from tests.images import MIB, fails_midway, filled, names, needs_qemu_img, same
 
 pytestmark = needs_qemu_img
@@ -203,7 +203,7 @@ def test_a_disk_that_becomes_full_is_said(tmp_path: Path, monkeypatch: pytest.Mo
 CONVERT = """
 import sys
 from pathlib import Path
-from imagebuilder import disk
+from imagebuilder.image import disk
 folder = Path(sys.argv[1])
 disk.convert(folder / "source", "qcow2", folder / "target", format="qcow2", extra=["-r", "1M"], progress=print)
 """

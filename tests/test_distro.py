@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import kickstart, paths
-from imagebuilder.distro import Answer, Distro, Repository, distro_names, load_distro, read_distro
+from imagebuilder import paths
+from imagebuilder.autoinstall import kickstart
+from imagebuilder.autoinstall.distro import Answer, Distro, Repository, distro_names, load_distro, read_distro
 from imagebuilder.errors import TemplateError
 
 GOOD = """\

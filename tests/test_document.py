@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from imagebuilder import document
-from imagebuilder.document import load
 from imagebuilder.errors import TemplateError
-from imagebuilder.yamltext import resolve
+from imagebuilder.templates import document
+from imagebuilder.templates.document import load
+from imagebuilder.templates.yamltext import resolve
 
 
 def problems(text: str | bytes, file: str = "t.json") -> list[str]:

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import download, verified
-from imagebuilder.download import check_ranges
 from imagebuilder.errors import ChecksumError, ImgbuildError, StoreError, TemplateError
-from imagebuilder.transfer import shown
+from imagebuilder.media import download, verified
+from imagebuilder.media.download import check_ranges
+from imagebuilder.media.transfer import shown
 from imagebuilder.ui import Event, Ui
 
 ISO = bytes(range(256)) * 4096 + b"the end"  # 1 MiB and a bit

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import firmware
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.qemu import firmware
 
 
 def describe(directory: Path, name: str, *features: str, architecture: str = "x86_64", **changed: Any) -> Path:

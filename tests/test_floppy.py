@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder.errors import TemplateError
-from imagebuilder.floppy import write_floppy
+from imagebuilder.media.floppy import write_floppy
 
 FILES: dict[str, bytes | Path] = {
     "ks.cfg": b"text\n",

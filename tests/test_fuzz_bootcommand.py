@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuilder.bootcommand import LONGEST_TEXT, SPECIAL_KEYS, Action, Key, Wait, WaitFor, parse
-from imagebuilder.keyboard import stroke
+from imagebuilder.console.bootcommand import LONGEST_TEXT, SPECIAL_KEYS, Action, Key, Wait, WaitFor, parse
+from imagebuilder.console.keyboard import stroke
 
 PIECES = st.one_of(
     st.text(max_size=8),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from imagebuilder import plugins
 from imagebuilder.errors import TemplateError
-from imagebuilder.gotime import format_time
-from imagebuilder.interpolate import STARTED, Engine
-from imagebuilder.template import inspect, load_template, plan_builds
+from imagebuilder.gotemplate.layouts import format_time
+from imagebuilder.templates.interpolate import STARTED, Engine
+from imagebuilder.templates.template import inspect, load_template, plan_builds
 from tests import probes
 
 VALID = {

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from imagebuilder import glyphs
-from imagebuilder.glyphs import HEIGHT, WIDTH, Recognition
-from imagebuilder.picture import Picture
+from imagebuilder.console import glyphs
+from imagebuilder.console.glyphs import HEIGHT, WIDTH, Recognition
+from imagebuilder.console.picture import Picture
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:/=_-"
 TEXT = ["linux inst.ks=http://10.0.2.2:8000/ks.cfg", "", "Please choose an Entry", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]

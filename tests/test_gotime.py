@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from imagebuilder.gotime import RFC3339, format_time, strftime
+from imagebuilder.gotemplate.layouts import RFC3339, format_time, strftime
 
 MOMENT = datetime(2026, 11, 1, 9, 5, 7, 180_000, tzinfo=UTC)
 AFTERNOON = datetime(2009, 2, 28, 15, 4, 5, 123_456, tzinfo=timezone(-timedelta(hours=3, minutes=30), "NST"))

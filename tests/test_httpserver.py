@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder.errors import ImgbuildError, TemplateError
-from imagebuilder.httpserver import Access, HttpServer
+from imagebuilder.media.httpserver import Access, HttpServer
 
 SECRET = "not for installers"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagebuilder.installprogress import InstallProgress, advice, first_errors
+from imagebuilder.bootstrap.progress import InstallProgress, advice, first_errors
 
 OUTPUT = """\
 I: running apt-get update...

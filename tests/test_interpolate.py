@@ -15,8 +15,8 @@ import pytest
 
 import imagebuilder
 from imagebuilder.errors import TemplateError
-from imagebuilder.gotokens import ExpressionError
-from imagebuilder.interpolate import Engine, Unset
+from imagebuilder.gotemplate.tokens import ExpressionError
+from imagebuilder.templates.interpolate import Engine, Unset
 
 ENGINE = Engine(
     {"a": "A", "dashed": "x-y-z", "empty": ""},

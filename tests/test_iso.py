@@ -12,7 +12,7 @@ import pycdlib
 import pytest
 
 from imagebuilder.errors import ImgbuildError, StoreError, TemplateError
-from imagebuilder.iso import iso_label, iso_list, iso_read, write_iso
+from imagebuilder.media.iso import iso_label, iso_list, iso_read, write_iso
 
 LONG = "x" * 200
 FILES: dict[str, bytes | Path] = {

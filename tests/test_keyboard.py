@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import keyboard, keypace
-from imagebuilder.bootcommand import SPECIAL_KEYS, Action, Key, parse
+from imagebuilder.console import keyboard, keypace
+from imagebuilder.console.bootcommand import SPECIAL_KEYS, Action, Key, parse
+from imagebuilder.console.keypace import QUEUE, RING, Event
 from imagebuilder.errors import GuestError, TemplateError
-from imagebuilder.keypace import QUEUE, RING, Event
 from imagebuilder.ui import Event as UiEvent
 from imagebuilder.ui import Ui
 from tests import prompts

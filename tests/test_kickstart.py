@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuilder import kickstart, paths
+from imagebuilder import paths
+from imagebuilder.autoinstall import kickstart
 from imagebuilder.errors import TemplateError
 
 AWKWARD = [

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.arguments import Drive, MachineConfig, VncConfig
 from imagebuilder.errors import GuestError, ImgbuildError
-from imagebuilder.machine import Kept, Machine
-from imagebuilder.tpm import TpmConfig
+from imagebuilder.qemu.arguments import Drive, MachineConfig, VncConfig
+from imagebuilder.qemu.machine import Kept, Machine
+from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Event, Ui
 from tests.machines import (
     HALT,
@@ -275,7 +275,7 @@ def test_forward_of_the_persons_own_netdev_is_found(tmp_path: Path) -> None:
 
 
 def test_uefi_variables_begin_as_the_template_and_stay_apart(tmp_path: Path) -> None:
-    from imagebuilder import firmware
+    from imagebuilder.qemu import firmware
 
     found = firmware.find("x86_64", "q35")
     with booted(tmp_path, HALT, firmware=found, machine_type="q35") as machine:
@@ -334,8 +334,8 @@ def test_deep_directories(tmp_path: Path) -> None:
 _OWNER = """
 import sys, time
 from pathlib import Path
-from imagebuilder.machine import Machine, MachineConfig
-from imagebuilder.tpm import TpmConfig
+from imagebuilder.qemu.machine import Machine, MachineConfig
+from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Ui
 
 config = MachineConfig("tiny", memory_mib=32, guest_port=22, tpm=TpmConfig())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder.errors import TemplateError
-from imagebuilder.media import cd_files, floppy_files
+from imagebuilder.media.collect import cd_files, floppy_files
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from imagebuilder import packagecache
+from imagebuilder.bootstrap import packagecache
 
 
 def build(cache: Path, archives: Path, *downloads: str) -> int:

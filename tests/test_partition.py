@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import partition, process
+from imagebuilder import process
+from imagebuilder.bootstrap import partition
+from imagebuilder.bootstrap.partition import MIB, Firmware, Role
 from imagebuilder.errors import TemplateError
-from imagebuilder.partition import MIB, Firmware, Role
 
 GIB = 2**30
 

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from imagebuilder.picture import Picture, from_ppm
+from imagebuilder.console.picture import Picture, from_ppm
 
 RED_BLUE = Picture(2, 2, b"\xff\0\0\0\0\xff\0\0\0\xff\xff\xff")
 

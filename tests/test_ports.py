@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from imagebuilder import ports
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.qemu import ports
 
 
 def test_a_kept_port_is_nobody_elses_but_can_be_bound() -> None:

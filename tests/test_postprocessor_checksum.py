@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.checksum import ALGORITHMS, entries
 from imagebuilder.errors import StoreError
+from imagebuilder.media.checksum import ALGORITHMS, entries
 from imagebuilder.plugins import Artifact
 from imagebuilder.postprocessors.checksum import Checksum, ChecksumOptions
 from tests.images import context, listening, names, quiet

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.compression import Method
 from imagebuilder.errors import CommandError, ImgbuildError
+from imagebuilder.image.compression import Method
 from imagebuilder.plugins import Artifact
 from imagebuilder.postprocessors.compress import Compress, CompressOptions, how
 from imagebuilder.ui import Event, Ui

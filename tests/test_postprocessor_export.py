@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from imagebuilder import disk, ovf
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.image import disk, ovf
 from imagebuilder.plugins import Artifact, Processed
 from imagebuilder.postprocessors.export import FORMATS, Export, ExportOptions
 from tests.images import MIB, built, context, fails_midway, names, needs_qemu_img, quiet, same

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import disk
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.image import disk
 from imagebuilder.plugins import Artifact
 from imagebuilder.postprocessors.artifice import Artifice, ArtificeOptions
 from imagebuilder.postprocessors.vagrant import Vagrant, VagrantOptions, metadata, vagrantfile

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from imagebuilder.errors import GuestError
-from imagebuilder.interpolate import Engine
 from imagebuilder.plugins import BuildContext, Guest
 from imagebuilder.provisioners.shell import Shell, ShellOptions
-from imagebuilder.ssh import SshCommunicator
-from imagebuilder.sshsettings import SshSettings
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.settings import SshSettings
+from imagebuilder.templates.interpolate import Engine
 from imagebuilder.ui import Event, Ui
 from tests.sshd import Server, needs_sshd, sshd
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from imagebuilder.errors import ImgbuildError
-from imagebuilder.interpolate import Engine
 from imagebuilder.plugins import BuildContext, Guest
 from imagebuilder.provisioners.shell_local import ShellLocal, ShellLocalOptions
+from imagebuilder.templates.interpolate import Engine
 from imagebuilder.ui import Event, Ui
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from imagebuilder.errors import GuestError
-from imagebuilder.interpolate import Engine
 from imagebuilder.plugins import BuildContext, Guest
 from imagebuilder.provisioners.breakpoint import Breakpoint, BreakpointOptions
 from imagebuilder.provisioners.reboot import Reboot, RebootOptions
 from imagebuilder.provisioners.sleep import Sleep, SleepOptions
-from imagebuilder.ssh import SshCommunicator
-from imagebuilder.sshlogin import Login
-from imagebuilder.sshsettings import SshSettings
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.login import Login
+from imagebuilder.ssh.settings import SshSettings
+from imagebuilder.templates.interpolate import Engine
 from imagebuilder.ui import Event, Ui
 from tests.sshd import Server, free_port, needs_sshd, sshd
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from imagebuilder import qemuargs
-from imagebuilder.qemuargs import Argument, default, own
+from imagebuilder.qemu import qemuargs
+from imagebuilder.qemu.qemuargs import Argument, default, own
 
 OURS = [
     default("-name", "x"),

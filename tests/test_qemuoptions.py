@@ -11,7 +11,7 @@ import pytest
 from imagebuilder.builders.bootstrap import BootstrapOptions
 from imagebuilder.builders.qemuoptions import QemuOptions
 from imagebuilder.errors import TemplateError
-from imagebuilder.template import load_template, plan_builds
+from imagebuilder.templates.template import load_template, plan_builds
 
 SUM = "sha256:" + "0" * 64
 BASE: dict[str, Any] = {"type": "qemu", "iso_url": "x.iso", "iso_checksum": SUM, "ssh_username": "root"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagebuilder.errors import GuestError
-from imagebuilder.qmp import Event, Monitor, QmpError
+from imagebuilder.qemu.qmp import Event, Monitor, QmpError
 
 Answer = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
 

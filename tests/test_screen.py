@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import glyphs, screen
+from imagebuilder.console import glyphs, screen
+from imagebuilder.console.screen import Where
 from imagebuilder.errors import GuestError, StoreError
-from imagebuilder.qmp import QmpError
-from imagebuilder.screen import Where
+from imagebuilder.qemu.qmp import QmpError
 from tests import prompts
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.serialtext import SerialLog, clean
+from imagebuilder.console.serialtext import SerialLog, clean
 
 CASES = {
     "colours": (b"\x1b[0;32mOK\x1b[0m started\r\n", "OK started\n"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder import paths
-from imagebuilder.shacrypt import sha512_crypt, stable_salt
+from imagebuilder.autoinstall.shacrypt import sha512_crypt, stable_salt
 
 
 def test_the_example_of_the_specification() -> None:
@@ -19,9 +19,7 @@ def test_the_example_of_the_specification() -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-@pytest.mark.parametrize(
-    "password", ["a", "p\u00e4ss w\u00f6rd", "$6$x", "x" * 63, "x" * 64, "x" * 65, "long " * 50]
-)
+@pytest.mark.parametrize("password", ["a", "p\u00e4ss w\u00f6rd", "$6$x", "x" * 63, "x" * 64, "x" * 65, "long " * 50])
 @pytest.mark.parametrize("salt", ["a", "./Az09", "sixteen.letters."])
 def test_openssl_agrees(password: str, salt: str) -> None:
     argv = ["openssl", "passwd", "-6", "-salt", salt, "-stdin"]

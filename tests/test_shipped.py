@@ -17,10 +17,12 @@ from pykickstart.constants import KS_REBOOT, SELINUX_ENFORCING
 from pykickstart.parser import KickstartParser
 from pykickstart.version import makeVersion
 
-from imagebuilder import kickstart, paths, template
+from imagebuilder import paths
+from imagebuilder.autoinstall import kickstart
+from imagebuilder.autoinstall.distro import Answer, Distro, Family, Flavour, distro_names, load_distro
 from imagebuilder.builders.qemuoptions import QemuOptions
-from imagebuilder.distro import Answer, Distro, Family, Flavour, distro_names, load_distro
-from imagebuilder.template import load_template, plan_builds
+from imagebuilder.templates import template
+from imagebuilder.templates.template import load_template, plan_builds
 
 BUILDS = sorted(path.name for path in paths.shipped("builds").glob("*.json"))
 RELEASED = {

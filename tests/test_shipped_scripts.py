@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagebuilder.distro import Family, distro_names, load_distro
+from imagebuilder.autoinstall.distro import Family, distro_names, load_distro
 from tests.test_shipped import KEY, main_answer
 
 FAKES = "systemctl update-grub apt-get dnf zypper restorecon"

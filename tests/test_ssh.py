@@ -22,13 +22,14 @@ from typing import Any
 import paramiko
 import pytest
 
-from imagebuilder import installers, sshkeys
 from imagebuilder.errors import GuestError
-from imagebuilder.ssh import SshCommunicator
-from imagebuilder.sshconfig import CommunicatorOptions, Tunnel
-from imagebuilder.sshlogin import Login, Offer
-from imagebuilder.sshproxy import Proxy
-from imagebuilder.sshsettings import SshSettings
+from imagebuilder.ssh import installers
+from imagebuilder.ssh import keys as sshkeys
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.config import CommunicatorOptions, Tunnel
+from imagebuilder.ssh.login import Login, Offer
+from imagebuilder.ssh.proxy import Proxy
+from imagebuilder.ssh.settings import SshSettings
 from imagebuilder.ui import Event, Ui
 from tests.sshd import Server, dropbear, free_port, needs_dropbear, needs_sshd, sshd
 from tests.sshfake import Behaviour, fake

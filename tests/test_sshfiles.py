@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from imagebuilder.errors import GuestError, StoreError
-from imagebuilder.sftp import Sftp
-from imagebuilder.ssh import SshCommunicator
-from imagebuilder.sshsettings import SshSettings
-from imagebuilder.sshtree import Meter, Receiver, entries, followed, quoted, relative_to_home
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.settings import SshSettings
+from imagebuilder.ssh.sftp import Sftp
+from imagebuilder.ssh.tree import Meter, Receiver, entries, followed, quoted, relative_to_home
 from imagebuilder.ui import Event, Ui
 from tests.sshd import Server, dropbear, needs_dropbear, needs_sshd, sshd
 

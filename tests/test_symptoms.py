@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import symptoms
+from imagebuilder.console import symptoms
 from imagebuilder.errors import GuestError
-from imagebuilder.qmp import QmpError
+from imagebuilder.qemu.qmp import QmpError
 from tests import prompts
 
 FATAL = {

@@ -8,7 +8,7 @@ import pytest
 
 from imagebuilder.errors import TemplateError
 from imagebuilder.plugins import Artifact, Guest, OnError
-from imagebuilder.template import BuildPlan, Plan, inspect, load_template, plan_builds
+from imagebuilder.templates.template import BuildPlan, Plan, inspect, load_template, plan_builds
 from imagebuilder.ui import Event, Ui
 from tests import probes
 

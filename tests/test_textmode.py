@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from imagebuilder import textmode
-from imagebuilder.picture import Picture
+from imagebuilder.console import textmode
+from imagebuilder.console.picture import Picture
 
 LINES = [f"line {number:3d} " + chr(33 + number % 90) * (number % 60) for number in range(204)]
 

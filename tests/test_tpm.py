@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import tpm
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.qemu import tpm
 
 
 def fake_swtpm(directory: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from imagebuilder import bootstrap, cloudinit, disk
-from imagebuilder.bootstrapspec import BootstrapSpec
+from imagebuilder import cloudinit
+from imagebuilder.bootstrap import disk as bootstrap
+from imagebuilder.bootstrap.partition import Firmware
+from imagebuilder.bootstrap.spec import BootstrapSpec
 from imagebuilder.builders.hardware import FirstBoot, argv, drive
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
 from imagebuilder.builders.session import MachineSession, Run, open_session
-from imagebuilder.httpserver import Access, HttpServer
-from imagebuilder.iso import write_iso
+from imagebuilder.image import disk
+from imagebuilder.media.httpserver import Access, HttpServer
+from imagebuilder.media.iso import write_iso
 from imagebuilder.options import Bool, Size, Text, Texts
-from imagebuilder.partition import Firmware
 from imagebuilder.plugins import BuildContext, Outline
 from imagebuilder.ui import Ui
 

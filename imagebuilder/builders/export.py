@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from imagebuilder import disk
-from imagebuilder.arguments import Drive, MachineConfig
-from imagebuilder.artifact import Machine, Output
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
+from imagebuilder.image import disk
+from imagebuilder.image.artifact import Machine, Output
 from imagebuilder.plugins import Artifact, BuildContext, Disk
+from imagebuilder.qemu.arguments import Drive, MachineConfig
 from imagebuilder.ui import Ui, size
 
 _NVRAM = "efivars.fd"

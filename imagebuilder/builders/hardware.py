@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagebuilder import accel, firmware, qemuargs
-from imagebuilder.arguments import Drive, MachineConfig, VncConfig, arguments, dropped
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
 from imagebuilder.plugins import BuildContext
-from imagebuilder.tpm import TpmConfig
+from imagebuilder.qemu import accel, firmware, qemuargs
+from imagebuilder.qemu.arguments import Drive, MachineConfig, VncConfig, arguments, dropped
+from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Ui
 
 

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imagebuilder import cloudinit, disk, download, kickstart, media, transfer
+from imagebuilder import cloudinit
+from imagebuilder.autoinstall import kickstart
 from imagebuilder.builders import defaults
 from imagebuilder.builders.hardware import FirstBoot, argv, drive
 from imagebuilder.builders.qemuoptions import QemuOptions, system_disk_name
 from imagebuilder.builders.session import MachineSession, Run, open_session
 from imagebuilder.errors import ImgbuildError
-from imagebuilder.floppy import write_floppy
-from imagebuilder.httpserver import Access, HttpServer
-from imagebuilder.iso import iso_read, write_iso
+from imagebuilder.image import disk
+from imagebuilder.media import collect as media
+from imagebuilder.media import download, transfer
+from imagebuilder.media.floppy import write_floppy
+from imagebuilder.media.httpserver import Access, HttpServer
+from imagebuilder.media.iso import iso_read, write_iso
 from imagebuilder.options import bytes_of
 from imagebuilder.plugins import BuildContext, Outline
 from imagebuilder.ui import Ui

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from imagebuilder.bootcommand import parse as parse_boot_command
-from imagebuilder.checksum import parse_checksum
-from imagebuilder.distro import distro_names
+from imagebuilder.autoinstall.distro import distro_names
+from imagebuilder.console.bootcommand import parse as parse_boot_command
+from imagebuilder.media.checksum import parse_checksum
 from imagebuilder.options import LATE, Bool, Duration, Int, Lines, Options, Size, Text, TextMap, Texts, bytes_of, kind
-from imagebuilder.sshconfig import CommunicatorOptions
+from imagebuilder.ssh.config import CommunicatorOptions
 from imagebuilder.suggestion import did_you_mean
 
 _CHECKSUM_TYPES = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")

@@ -13,20 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagebuilder import failure, keyboard, ports, process, screen, sshkeys, symptoms
-from imagebuilder.arguments import MachineConfig
-from imagebuilder.artifact import Output
-from imagebuilder.bootcommand import parse as parse_boot_command
+from imagebuilder import failure, process
 from imagebuilder.builders import export, hardware
 from imagebuilder.builders.hardware import FirstBoot
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
 from imagebuilder.builders.shutdown import shut_down
+from imagebuilder.console import keyboard, screen, symptoms
+from imagebuilder.console.bootcommand import parse as parse_boot_command
 from imagebuilder.errors import GuestError, ImgbuildError
-from imagebuilder.httpserver import Access, HttpServer
-from imagebuilder.keyfile import read_private_key
-from imagebuilder.machine import Machine
+from imagebuilder.image.artifact import Output
+from imagebuilder.media.httpserver import Access, HttpServer
 from imagebuilder.plugins import Artifact, BuildContext, Guest, OnError
-from imagebuilder.ssh import SshCommunicator
+from imagebuilder.qemu import ports
+from imagebuilder.qemu.arguments import MachineConfig
+from imagebuilder.qemu.machine import Machine
+from imagebuilder.ssh import keys as sshkeys
+from imagebuilder.ssh.communicator import SshCommunicator
+from imagebuilder.ssh.keyfile import read_private_key
 from imagebuilder.ui import Ui, duration
 
 GUEST_VIEW = "10.0.2.2"  # this machine as QEMU's user network shows it to the guest
@@ -123,7 +126,7 @@ class MachineSession:
         forward = self._own_forward(stack)
         data = {
             "Name": system_disk_name(self._options, self._context.build_name),
-            "OutputDir": str(self._output.final), "SSHPublicKey": self._public_key(key),
+            "OutputDir": str(self._output.work), "SSHPublicKey": self._public_key(key),
             "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": forward or "",
             "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
         }  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from imagebuilder import sshkeys
 from imagebuilder.builders.qemuoptions import MachineOptions
-from imagebuilder.machine import Machine
 from imagebuilder.plugins import BuildContext, Communicator, Guest
+from imagebuilder.qemu.machine import Machine
+from imagebuilder.ssh import keys as sshkeys
 from imagebuilder.ui import Ui
 
 _TRIM = "fstrim -a 2>/dev/null || fstrim / 2>/dev/null || true"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from imagebuilder import disk
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.image import disk
 from imagebuilder.options import Options, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Disk, Processed
 from imagebuilder.ui import Ui

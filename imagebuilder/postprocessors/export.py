@@ -10,14 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from imagebuilder import archive, disk, ovf, process
-from imagebuilder.digests import digests
+from imagebuilder import process
 from imagebuilder.errors import ImgbuildError
+from imagebuilder.image import archive, disk, ovf
+from imagebuilder.image.digests import digests
+from imagebuilder.image.whole import whole
 from imagebuilder.options import LATE, Bool, Int, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Disk, Processed
 from imagebuilder.suggestion import did_you_mean
 from imagebuilder.ui import Ui, size
-from imagebuilder.whole import whole
 
 
 @dataclass(frozen=True)

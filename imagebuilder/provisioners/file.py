@@ -18,7 +18,7 @@ from pydantic import Field
 from imagebuilder.errors import GuestError
 from imagebuilder.options import Bool, Options, Text, Texts
 from imagebuilder.plugins import BuildContext, Communicator, Guest
-from imagebuilder.sshtree import quoted
+from imagebuilder.ssh.tree import quoted
 from imagebuilder.ui import Ui
 
 _MAGIC = ("*", "?", "[")

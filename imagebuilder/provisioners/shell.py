@@ -17,7 +17,7 @@ from imagebuilder.errors import GuestError
 from imagebuilder.options import LATE, Bool, Duration, Lines, Options, Text, TextMap, Texts
 from imagebuilder.plugins import BuildContext, Communicator, Guest
 from imagebuilder.script import ExitCodes
-from imagebuilder.sshtree import quoted
+from imagebuilder.ssh.tree import quoted
 from imagebuilder.ui import Ui, duration
 
 DISCONNECTED = 2300218

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder import kickstart
-from imagebuilder.arguments import MachineConfig
-from imagebuilder.distro import load_distro
-from imagebuilder.httpserver import HttpServer
-from imagebuilder.interpolate import Engine
-from imagebuilder.machine import Machine
+from imagebuilder.autoinstall import kickstart
+from imagebuilder.autoinstall.distro import load_distro
+from imagebuilder.media.httpserver import HttpServer
+from imagebuilder.qemu.arguments import MachineConfig
+from imagebuilder.qemu.machine import Machine
+from imagebuilder.templates.interpolate import Engine
 from imagebuilder.ui import Event, Ui
 
 pytestmark = pytest.mark.qemu

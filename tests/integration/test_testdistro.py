@@ -10,8 +10,8 @@ import paramiko
 import pytest
 
 from imagebuilder import process
-from imagebuilder.floppy import write_floppy
-from imagebuilder.iso import write_iso
+from imagebuilder.media.floppy import write_floppy
+from imagebuilder.media.iso import write_iso
 from tests import testdistro
 from tests.testdistro import TestDistro, kickstart
 from tests.testdistro.guest import Guest, running, said, serving

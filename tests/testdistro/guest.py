@@ -16,7 +16,8 @@ from threading import Thread
 
 import paramiko
 
-from imagebuilder import firmware, process, qmp
+from imagebuilder import process
+from imagebuilder.qemu import firmware, qmp
 
 _KEYS = {" ": ["spc"], ".": ["dot"], "/": ["slash"], "=": ["equal"], ":": ["shift", "semicolon"]}
 _SCREEN = 80 * 25 * 2  # bytes of text and attributes, at 0xb8000 as long as nothing has scrolled

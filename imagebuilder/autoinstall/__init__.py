@@ -1,0 +1,1 @@
+"""Kickstarts and their like: releases, rendering, checking."""

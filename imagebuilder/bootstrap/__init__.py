@@ -1,0 +1,1 @@
+"""A first disk from distribution packages."""

@@ -1,0 +1,1 @@
+"""What a guest shows, what it means, and typing at it."""

@@ -1,0 +1,1 @@
+"""The SSH communicator and its parts."""
