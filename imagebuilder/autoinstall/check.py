@@ -98,7 +98,7 @@ def _preseed(text: str) -> Iterator[str]:
 
 
 def _debconf(text: str) -> Iterator[str]:
-    """With a database of its own: the machine's is locked while packages are installed, and debconf says nothing then."""
+    """With a database of its own: the machine's is locked while packages are installed, and debconf tells nobody."""
     with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as home:
         databases = [f"Name: {name}\nDriver: File\nFilename: {home / name}\n" for name in ("config", "templates")]
         (home / "debconf.conf").write_text("\n".join(["Config: config\nTemplates: templates\n", *databases]))
