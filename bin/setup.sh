@@ -44,18 +44,18 @@ find_python() {
 
 # make_venv EXTRA: .venv with our package, editable, once for each state of pyproject.toml.
 make_venv() {
-    local wanted
+    local wanted what=".${1:+[$1]}"
     find_python
     wanted="$1 $(sha256sum "$top/pyproject.toml")"
     [ -x "$venv/bin/imgbuild" ] && [ "$(cat "$venv/.imgbuild-$1" 2>/dev/null)" = "$wanted" ] && return
-    say "Making the virtual environment $venv with imgbuild and its Python packages (pip install -e '.[$1]')"
+    say "Making the virtual environment $venv with imgbuild and its Python packages (pip install -e $what)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || die "'$python -m venv' failed"
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e "${top}[$1]" || die "pip install failed: see above"
+    (cd "$top" && "$venv/bin/python" -m pip install -q --disable-pip-version-check -e "$what") || die "pip install failed: see above"
     printf '%s\n' "$wanted" > "$venv/.imgbuild-$1"
 }
 
 # What a build needs: QEMU and its tools, firmware, and what makes a disk from packages.
 build_packages=(
-    ca-certificates qemu-system-x86 qemu-utils ovmf mmdebstrap e2fsprogs fdisk dosfstools mtools
-    grub-common grub-pc-bin grub-efi-amd64-bin zstd uidmap openssh-client
+    ca-certificates qemu-system-x86 qemu-utils ovmf mmdebstrap e2fsprogs fdisk dosfstools mtools zstd uidmap
+    util-linux openssh-client
 )
