@@ -6,6 +6,7 @@ Builds run on the main thread of their process: a signal is a KeyboardInterrupt 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from imagebuilder.plugins import Artifact, Guest, OnError, Processed
 from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.templates.template import Plan
 from imagebuilder.ui import Ui, duration
+
+log = logging.getLogger(__name__)
 
 _WITHOUT_GUEST = frozenset({"shell-local", "breakpoint", "sleep"})
 
@@ -56,26 +59,43 @@ def run(plan: BuildPlan, ui: Ui) -> BuildResult:
     began = time.monotonic()
     for secret in plan.context.sensitive:
         ui.mask(secret)
-    name = plan.context.build_name
+    name, kept = plan.context.build_name, list[Artifact]()
     try:
-        made = tuple(_run(plan, ui))
+        kept = _run(plan, ui, kept)
     except KeyboardInterrupt:
-        ui.error("Interrupted: everything this build had begun is removed")
-        return BuildResult(name, interrupted=True, seconds=time.monotonic() - began)
-    except ImgbuildError as error:
-        _tell(error, ui)
-        return BuildResult(name, error=error, seconds=time.monotonic() - began)
+        ui.error(_interrupted(plan, kept))
+        return BuildResult(name, tuple(kept), interrupted=True, seconds=time.monotonic() - began)
+    except (ImgbuildError, OSError, ValueError) as error:
+        known = error if isinstance(error, ImgbuildError) else _unexpected(error)
+        _tell(known, ui)
+        known.message, known.hint = ui.masked(known.message), known.hint and ui.masked(known.hint)
+        return BuildResult(name, tuple(kept), error=known, seconds=time.monotonic() - began)
     seconds = time.monotonic() - began
     ui.event("finished", f"Build '{name}' finished after {duration(seconds)}.", seconds=round(seconds, 3))
-    return BuildResult(name, made, seconds=seconds)
+    return BuildResult(name, tuple(kept), seconds=seconds)
 
 
-def _run(plan: BuildPlan, ui: Ui) -> list[Artifact]:
+def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact]) -> list[Artifact]:
+    """`kept` gets the image as soon as it is there: what fails later doesn't take it away."""
     with plan.builder.session(ui) as session:
         with session.guest() as guest:
             provision(plan, guest, ui)
-        artifact = session.artifact()
-    return post_process(plan.post_processors, artifact, ui)
+        kept.append(session.artifact())
+    return post_process(plan.post_processors, kept[0], ui)
+
+
+def _interrupted(plan: BuildPlan, kept: Sequence[Artifact]) -> str:
+    if kept:
+        return f"Interrupted; the image is finished: {kept[0].description}"
+    if plan.context.on_error is OnError.ABORT:
+        return "Interrupted"
+    return "Interrupted: everything this build had begun is removed"
+
+
+def _unexpected(error: OSError | ValueError) -> ImgbuildError:
+    """A mistake that no part of the program has put into words."""
+    log.debug("unexpected", exc_info=error)
+    return ImgbuildError(f"{type(error).__name__}: {error}", hint="IMGBUILD_LOG=1 shows where it came from")
 
 
 def _tell(error: ImgbuildError, ui: Ui) -> None:

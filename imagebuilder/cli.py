@@ -43,7 +43,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 def _hoist(arguments: list[str]) -> tuple[list[str], str]:
     """Take `-machine-readable` and `--json` out, wherever they stand; what is left, and which was there."""
     style = "json" if "--json" in arguments else "machine" if "--machine-readable" in arguments else "text"
-    return [word for word in arguments if word not in ("--json", "--machine-readable")], style
+    styles = ("--json", "--machine-readable", "--no-json", "--no-machine-readable")
+    return [word for word in arguments if word not in styles], style
 
 
 def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -159,7 +160,9 @@ def plan_command(context: click.Context, /, path: str, **options: Any) -> None:
 @click.option("--ssh-username", default="root", show_default=True, help="User to log in as.")
 @click.option("--ssh-private-key-file", default="", help="Its key; default: a new one, brought in by cloud-init.")
 @click.option("--wait-for", default="", metavar="TEXT", help="Wait for a text on screen or serial line, not for SSH.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds until it must answer.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds until it must answer."
+)
 @click.pass_context
 def boot_command(context: click.Context, /, image: Path, **options: Any) -> None:
     """Try IMAGE (a disk, or an output directory) on a throw-away overlay."""
@@ -240,12 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except ImgbuildError as error:
         _fail(error, style)
-    except (KeyboardInterrupt, click.Abort):
-        ui.stderr_line("Interrupted.")
-        sys.exit(interrupt.EXIT_CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).debug("unexpected", exc_info=error)
+        _fail(ImgbuildError(f"{type(error).__name__}: {error}", hint="IMGBUILD_LOG=1 shows where it came from"), style)
+    except (KeyboardInterrupt, click.Abort):
+        ui.stderr_line("Interrupted.")
+        sys.exit(interrupt.EXIT_CODE)
 
 
 def _fail(error: ImgbuildError, style: str) -> None:

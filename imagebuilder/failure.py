@@ -31,7 +31,9 @@ class Evidence:
     access_log: Path
     machine: Machine | None = None
     http: HttpServer | None = None
+    ssh: bool = True  # the guest is to be reached by SSH
     connected: bool = False  # SSH answered and let us in
+    kept: bool = False  # the machine is the person's now
 
 
 def folder_of(output: Path) -> Path:
@@ -52,21 +54,22 @@ def report(error: ImgbuildError, evidence: Evidence, ui: Ui) -> None:
     serial = screen.last_lines(evidence.machine.serial_log, _LINES) if evidence.machine else []
     story = list(_story(error, evidence, shown, serial))
     with contextlib.suppress(OSError):
-        _write(error, evidence, shown, [ui.masked(line) for line in story])
+        _write(error, evidence, shown, [ui.masked(line) for line in (error.message, *story)])
         story.append(f"More is in {evidence.folder}: {', '.join(sorted(p.name for p in evidence.folder.iterdir()))}")
     for line in story:
         ui.message(line)
 
 
 def _story(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], serial: Sequence[str]) -> Iterator[str]:
-    if evidence.machine is not None and not evidence.connected:
+    lost = evidence.machine is not None and not (evidence.connected and evidence.machine.running)
+    if lost:
         yield from _block("The screen showed last:", shown)
         yield from _block("The serial line showed last:", serial)
     if evidence.http is not None:
         yield _fetched(evidence.http)
-    if evidence.machine is not None:
+    if evidence.machine is not None and evidence.ssh:
         yield "SSH answered and let us in." if evidence.connected else "SSH did not let us in."
-    symptom = None if evidence.connected else symptoms.find([*serial, *shown])
+    symptom = symptoms.find([*serial, *shown]) if lost else None
     if symptom is not None:
         yield f"That means: {symptom.sentence}"
         yield f"Try: {symptom.advice}"
@@ -101,6 +104,7 @@ def _write(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], story
     folder = evidence.folder
     clear(folder)
     folder.mkdir(mode=0o700)
+    (folder / _REPORT).write_text("\n".join(story) + "\n", encoding="utf-8")  # first: it tells the folder is ours
     if evidence.machine is not None:
         _write_machine(evidence.machine, folder)
         (folder / "screen.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
@@ -108,7 +112,6 @@ def _write(error: ImgbuildError, evidence: Evidence, shown: Sequence[str], story
         shutil.copyfile(evidence.access_log, folder / "access.log")
     if isinstance(error, CommandError):
         (folder / "command.log").write_text(f"$ {error.command_line}\n{error.output}", encoding="utf-8")
-    (folder / _REPORT).write_text("\n".join([error.message, *story]) + "\n", encoding="utf-8")
 
 
 def _write_machine(machine: Machine, folder: Path) -> None:

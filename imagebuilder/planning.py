@@ -70,20 +70,32 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
     voice = ui.Ui(name, console.show)
     for secret in plan.context.sensitive:
         voice.mask(secret)
+    for key, value in plan.builder_options:
+        if "password" in key and isinstance(value, str) and value:
+            voice.mask(value)
     outline = plan.builder.outline()
     options = json.loads(plan.builder_options.model_dump_json(exclude_defaults=True))
     if isinstance(console, JsonConsole):
         steps, argv = list(outline.steps) + _steps(plan), list(outline.argv)
-        masked = json.loads(voice.masked(json.dumps({"options": options, "steps": steps, "argv": argv})))
-        console.show(Event("plan", name, "", masked))
+        shown = _masked({"options": options, "steps": steps, "argv": argv}, voice)
+        console.show(Event("plan", name, "", shown))
     else:
         _plan_text(plan, outline, options, voice)
+
+
+def _masked(tree: Any, voice: ui.Ui) -> Any:
+    """The tree with the secrets in its texts masked."""
+    if isinstance(tree, dict):
+        return {key: _masked(value, voice) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_masked(value, voice) for value in tree]
+    return voice.masked(tree) if isinstance(tree, str) else tree
 
 
 def _plan_text(plan: BuildPlan, outline: Outline, options: dict[str, Any], voice: ui.Ui) -> None:
     voice.say("Options")
     for key, value in options.items():
-        voice.message(f"{key} = {'<sensitive>' if 'password' in key else json.dumps(value)}")
+        voice.message(f"{key} = {json.dumps(_masked(value, voice))}")
     voice.say("Steps")
     for number, step in enumerate([*outline.steps, *_steps(plan)], 1):
         voice.message(f"{number}. {step}")

@@ -50,8 +50,9 @@ def _outcome(result: BuildResult) -> str:
 
 
 def _cause(error: ImgbuildError) -> str:
-    """The first line of an error, which is a sentence."""
-    return error.message.splitlines()[0].rstrip(":")
+    """An error in one line: its sentence, and where that only announces output, the last line of it."""
+    first, *rest = error.message.splitlines()
+    return f"{first} {rest[-1].strip()}" if first.endswith(":") and rest else first.rstrip(":")
 
 
 def _failure(result: BuildResult, console: Console) -> None:

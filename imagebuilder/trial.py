@@ -48,7 +48,10 @@ def disk_of(image: Path) -> Path:
         raise ImgbuildError(
             f"there is no image at '{image}'", hint="name a disk image, or a directory with manifest.json"
         )
-    return image / load_manifest(image).disks[0].name
+    disks = load_manifest(image).disks
+    if not disks:
+        raise ImgbuildError(f"the image in '{image}' has no disk")
+    return image / disks[0].name
 
 
 def boot(trial: Trial, ui: Ui) -> None:

@@ -45,6 +45,7 @@ class Ui:
         self.build = build
         self._emit = emit
         self._secrets: set[str] = set()
+        self._lock = threading.Lock()  # a worker's events leave through one pipe
 
     def mask(self, secret: str) -> None:
         """Never show this text again; what is shorter than three characters can't be masked sensibly."""
@@ -59,7 +60,9 @@ class Ui:
         return text
 
     def _send(self, kind: Kind, text: str, **data: Any) -> None:
-        self._emit(Event(kind, self.build, self.masked(text), data))
+        event = Event(kind, self.build, self.masked(text), data)
+        with self._lock:
+            self._emit(event)
 
     def say(self, text: str) -> None:
         """A step: `==> name: text`."""

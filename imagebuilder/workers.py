@@ -45,21 +45,27 @@ def _one_by_one(plans: Sequence[BuildPlan], emit: Callable[[Event], None]) -> li
 
 
 def _forked(plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: int) -> list[BuildResult]:
+    """A signal is only noted, so that no message is torn; then every worker is told to unwind."""
     context = multiprocessing.get_context("fork")
     waiting = list(enumerate(plans))
     running: dict[Connection, tuple[int, Any]] = {}
     results: dict[int, BuildResult] = {}
-    stopped = False
-    while running or (waiting and not stopped):
-        try:
-            while waiting and len(running) < at_once and not stopped:
+    signals: list[None] = []
+    told = False
+    with interrupt.noted(lambda: signals.append(None)):
+        while running or (waiting and not signals):
+            while waiting and len(running) < at_once and not signals:
                 number, plan = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(plan, theirs, os.getpid()), name=plan.context.build_name)
                 process.start()
                 theirs.close()
                 running[ours] = (number, process)
-            for pipe in wait(list(running)):
+            if signals and not told:
+                told = True
+                for _, process in running.values():
+                    os.kill(process.pid, signal.SIGTERM)
+            for pipe in wait(list(running), timeout=0.2):
                 assert isinstance(pipe, Connection)
                 result = _receive(pipe, plans[running[pipe][0]], emit)
                 if result is not None:
@@ -67,11 +73,6 @@ def _forked(plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: 
                     results[number] = result
                     process.join()
                     pipe.close()
-        except KeyboardInterrupt:
-            stopped = True
-            for _, process in running.values():
-                if process.pid is not None:
-                    os.kill(process.pid, signal.SIGTERM)
     return [results.get(n, BuildResult(p.context.build_name, interrupted=True)) for n, p in enumerate(plans)]
 
 

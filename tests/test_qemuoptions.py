@@ -68,6 +68,9 @@ PROBLEMS = {
     "unknown key": ({"memmory": 1}, "memmory", "did you mean 'memory'"),
     "unknown distro": ({"distro": "centos-stream-99", "iso_url": None}, "distro", "centos-stream-9"),
     "user data": ({"disk_image": True, "cloud_init": {"user_data": "/no/such"}}, "cloud_init", "there is no file"),
+    "name with a path": ({"vm_name": "../victim"}, "vm_name", "can't be the name"),
+    "name of ours": ({"vm_name": "manifest.json"}, "vm_name", "can't be the name"),
+    "bridge": ({"net_bridge": "br0"}, "net_bridge", "ssh_host"),
     "steps": ({"boot_steps": ["a"]}, "boot_steps", "description"),
 }  # fmt: skip
 
@@ -102,6 +105,7 @@ DOUBTS = {
     "number as duration": ({"ssh_timeout": 600}, "write '600s'"),
     "unknown token": ({"boot_command": ["<entre>"]}, "did you mean 'enter'"),
     "odd wait": ({"boot_command": ["<wait05>"]}, "wait05"),
+    "http interface": ({"http_interface": "eth0"}, "no effect"),
     "little memory": ({"memory": 4}, "512"),
     "old checksum keys": ({"iso_checksum_type": "sha256", "iso_checksum": "0" * 64}, "iso_checksum"),
     "old timeout": ({"ssh_wait_timeout": "10m"}, "ssh_timeout"),

@@ -57,7 +57,10 @@ def yaml_object(name: str) -> dict[str, Any]:
     """The object that a YAML file holds; {} for no file."""
     if not name:
         return {}
-    found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TemplateError(f"'{name}' is not YAML: {error}") from error
     if not isinstance(found, dict):
         raise TemplateError(f"'{name}' must hold an object (key: value)")
     return found

@@ -19,6 +19,9 @@ from imagebuilder.suggestion import did_you_mean
 _CHECKSUM_TYPES = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 
 
+_RESERVED = ("manifest.json", "working", "efivars.fd")
+
+
 def _rows(value: Any) -> Any:
     """[["-m", "1G"], ...]; a flat list is one row a switch, which Packer takes wrongly in silence."""
     if not isinstance(value, (list, tuple)):
@@ -139,6 +142,8 @@ class MachineOptions(CommunicatorOptions):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
+        if "/" in self.vm_name or "\0" in self.vm_name or self.vm_name.startswith(".") or self.vm_name in _RESERVED:
+            yield "vm_name", f"'{self.vm_name}' can't be the name of a disk in the output directory"
         for size in self.disk_additional_size:
             try:
                 bytes_of(size)
@@ -152,6 +157,8 @@ class MachineOptions(CommunicatorOptions):
             yield "vnc_port_min", "VNC ports begin at 5900"
         if self.disable_vnc and self.vnc_use_password:
             yield "vnc_use_password", "there is no VNC to protect: disable_vnc is set"
+        if self.net_bridge and self.communicator != "none" and not self.ssh_host:
+            yield "net_bridge", "needs 'ssh_host': the guest's address on a bridge is not found out"
         if self.use_pflash and not self.firmware:
             yield "use_pflash", "needs 'firmware': the image to give as pflash"
         for key in ("firmware", "efi_firmware_code", "efi_firmware_vars"):
@@ -226,8 +233,8 @@ class QemuOptions(MachineOptions):
     http_port_min: Int | None = Field(None, description="Lowest port; default: a free one")
     http_port_max: Int | None = Field(None, description="Highest port")
     http_bind_address: Text = Field("127.0.0.1", description="Where the server listens; QEMU's user network reaches it")
-    http_interface: Text = Field("", description="Interface whose address is told to the guest")
-    http_network_protocol: Literal["", "tcp", "tcp4", "tcp6"] = Field("", description="Only TCP is served")
+    http_interface: Text = Field("", description="Has no effect: the guest is told 10.0.2.2, QEMU's name for us")
+    http_network_protocol: Literal["", "tcp", "tcp4", "tcp6"] = Field("", description="Has no effect: TCP is served")
 
     floppy_files: Texts = Field((), description="Files and globs for a floppy, flat")
     floppy_dirs: Texts = Field((), description="Directories for a floppy; 'a/' means what is in it")
@@ -303,6 +310,9 @@ class QemuOptions(MachineOptions):
         yield from super().doubts()
         if self.boot_keygroup_interval:
             yield "boot_keygroup_interval", "has no effect with QEMU; boot_key_interval slows typing down"
+        for key in ("http_interface", "http_network_protocol"):
+            if getattr(self, key):
+                yield key, "has no effect: the guest reaches us as 10.0.2.2; http_bind_address says where we listen"
         if self.iso_checksum == "none" and self.urls:
             yield "iso_checksum", "'none': nobody notices a broken or foreign file; give its digest"
         if self.http_bind_address in ("0.0.0.0", "::"):  # noqa: S104 - it is looked for, not bound

@@ -72,6 +72,8 @@ def open_session(source: Source, ui: Ui) -> Iterator[MachineSession]:
         output = stack.enter_context(Output(final, force=source.context.force))
         runtime = stack.enter_context(process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))))
         failure.clear(failure.folder_of(final))
+        if source.options.ssh_password != source.options.ssh_username:
+            ui.mask(source.options.ssh_password)
         yield MachineSession(source, output, runtime, ui)
 
 
@@ -97,16 +99,31 @@ class MachineSession:
             machine = self._start(config, stack)
             self._type(boot, machine, run)
             if boot.installing:
-                self._install(machine, run)
+                limit = self._options.ssh_timeout
+                self._until_end(machine, run, "Waiting for the installer to finish", limit, "ssh_timeout")
+                self._ui.say("The installer is done; starting the installed system")
                 machine = self._start(hardware.from_disk(config), stack)
             with self._reach(machine, run) as guest:
                 yield guest
-                shut_down(machine, guest, self._options, self._context, self._ui)
+                if guest.communicator is None:
+                    limit = self._options.shutdown_timeout
+                    self._until_end(
+                        machine, run, "Waiting for the guest to power itself off", limit, "shutdown_timeout"
+                    )
+                else:
+                    shut_down(machine, guest, self._options, self._context, self._ui)
 
     def artifact(self) -> Artifact:
         """Compact every disk, write the manifest, put all under the final name."""
         assert self._config is not None
-        made = export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
+        try:
+            made = export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
+        except ImgbuildError as error:
+            failure.report(error, self._evidence, self._ui)
+            if self._context.on_error is not OnError.CLEANUP and self._working.is_dir():
+                process.keep(self._output.work)
+                self._ui.say(f"The disks are kept: {self._working}")
+            raise
         return replace(made, state={**self._data, **made.state})
 
     # -- before the guest runs
@@ -166,7 +183,8 @@ class MachineSession:
     # -- the installation and the first boot
 
     def _start(self, config: MachineConfig, stack: contextlib.ExitStack) -> Machine:
-        machine = Machine(config, self._runtime, self._ui)
+        keepable = self._context.on_error is not OnError.CLEANUP
+        machine = Machine(config, self._runtime, self._ui, may_survive=keepable)
         self._evidence.machine = machine
         what = f"{config.accelerator}, {config.cpus} CPU{'s' * (config.cpus > 1)}, {config.memory_mib} MiB"
         self._ui.say(f"Starting the machine ({what})")
@@ -200,16 +218,14 @@ class MachineSession:
             machine.check()
             time.sleep(min(left, _POLL))
 
-    def _install(self, machine: Machine, run: Run) -> None:
-        """Wait until the installer reboots or powers off; the machine ends with that."""
-        began, limit = time.monotonic(), self._options.ssh_timeout
+    def _until_end(self, machine: Machine, run: Run, what: str, limit: float, key: str) -> None:
+        """Wait until the guest reboots or powers off by itself; the machine ends with that."""
+        began = time.monotonic()
         watcher = symptoms.Watcher(machine.serial_log, machine.monitor)
-        with (
-            self._ui.step("Waiting for the installer to finish"),
-            self._ui.progress("Installing", limit, "seconds") as update,
-        ):
+        with self._ui.step(what), self._ui.progress(what, limit, "seconds") as update:
             while machine.running:
                 try:
+                    machine.check_health()
                     self._look(watcher, run)
                 except GuestError:
                     if machine.shutdown is None:
@@ -217,11 +233,11 @@ class MachineSession:
                     break  # it ended while we looked
                 update(time.monotonic() - began)
                 if time.monotonic() - began > limit:
-                    hint = "raise ssh_timeout if the installation takes longer"
-                    raise GuestError(f"The installer did not finish within {duration(limit)}", hint=hint)
+                    raise GuestError(
+                        f"The guest did not end within {duration(limit)}", hint=f"raise {key} if it is slow"
+                    )
                 time.sleep(_POLL)
             machine.wait_shutdown(_POLL)
-        self._ui.say("The installer is done; starting the installed system")
 
     def _look(self, watcher: symptoms.Watcher, run: Run) -> None:
         """Raise what ends a wait at once: a fatal sign of the guest, a kickstart that can't be rendered."""
@@ -237,25 +253,42 @@ class MachineSession:
     def _reach(self, machine: Machine, run: Run) -> Iterator[Guest]:
         address = f"{GUEST_VIEW}:{run.http.address[1]}" if run.http else ""
         if self._options.communicator == "none":
-            self._evidence.connected = True
+            self._evidence.ssh = False
             yield Guest(None, {"PackerHTTPAddr": address}, address)
             return
-        watcher, limit = symptoms.Watcher(machine.serial_log, machine.monitor), self._options.ssh_timeout
-        began = time.monotonic()
-        with SshCommunicator.of(
-            self._options, machine.host_port or run.data["SSHHostPort"] or None, run.key, self._ui
-        ) as communicator:
-            with self._ui.step("Waiting for SSH"), self._ui.progress("Waiting for SSH", limit, "seconds") as update:
-
-                def check() -> None:
-                    machine.check()
-                    self._look(watcher, run)
-                    update(time.monotonic() - began)
-
-                communicator.connect(limit, check=check)
+        with SshCommunicator.of(self._options, self._port(machine, run), run.key, self._ui) as communicator:
+            self._connect(communicator, machine, run)
             self._evidence.connected = True
             self._data = self._guest_data(communicator, run, address)
             yield Guest(communicator, self._data, address)
+
+    def _port(self, machine: Machine, run: Run) -> int | None:
+        """The port of this machine that leads to the guest. Never this machine's own SSH server: GuestError."""
+        o = self._options
+        port = machine.host_port or run.data["SSHHostPort"] or None
+        if port is None and o.ssh_host in ("", "localhost", "127.0.0.1", "::1") and o.ssh_port == 22:
+            raise GuestError(
+                "No port of this machine leads to the guest, so SSH would reach this machine itself",
+                hint="give ssh_host; or forward a port in your -netdev: hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22",
+            )
+        return port
+
+    def _connect(self, communicator: SshCommunicator, machine: Machine, run: Run) -> None:
+        """Wait for SSH, looking at screen and serial line meanwhile; later only at QEMU: scripts may print anything."""
+        watcher, limit, began = (
+            symptoms.Watcher(machine.serial_log, machine.monitor),
+            self._options.ssh_timeout,
+            time.monotonic(),
+        )
+        with self._ui.step("Waiting for SSH"), self._ui.progress("Waiting for SSH", limit, "seconds") as update:
+
+            def check() -> None:
+                machine.check()
+                self._look(watcher, run)
+                update(time.monotonic() - began)
+
+            communicator.connect(limit, check=check)
+        communicator.attend(machine.check_health)
 
     def _guest_data(self, communicator: SshCommunicator, run: Run, address: str) -> dict[str, str]:
         """What `{{build `Host`}}` and its like find."""
@@ -304,7 +337,9 @@ class MachineSession:
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))
+        self._evidence.kept = True
         key = f" -i {self._runtime / 'key'}" if (self._runtime / "key").is_file() else ""
         key = f" -i {o.ssh_private_key_file}" if o.ssh_private_key_file else key
-        self._ui.message(f"ssh -p {port}{key} {o.ssh_username}@127.0.0.1")
+        if port is not None:
+            self._ui.message(f"ssh -p {port}{key} {o.ssh_username}@127.0.0.1")
         self._ui.message(f"Its disks: {self._output.work}")

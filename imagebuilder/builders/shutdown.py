@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from imagebuilder.builders.qemuoptions import MachineOptions
+from imagebuilder.errors import GuestError
 from imagebuilder.plugins import BuildContext, Communicator, Guest
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.ssh import keys as sshkeys
@@ -28,16 +29,25 @@ sync
 
 def shut_down(machine: Machine, guest: Guest, options: MachineOptions, context: BuildContext, ui: Ui) -> None:
     """Leave nothing of ours, then power off; QEMU must end by itself, and without an error. Raises GuestError."""
-    if guest.communicator is not None:
-        _leave(guest.communicator, guest, options, ui)
-    limit = options.shutdown_timeout
-    with ui.step("Shutting the machine down"), ui.progress("Shutting down", limit, "seconds"):
-        if guest.communicator is not None and options.shutdown_command:
-            command = context.renderer.render(options.shutdown_command, build=guest.data)
-            guest.communicator.run(command, on_error_line=ui.message, timeout=limit)
-        elif guest.communicator is not None:
-            machine.powerdown()
+    communicator, limit = guest.communicator, options.shutdown_timeout
+    if communicator is None or not machine.running or machine.shutdown is not None:
+        ui.warning("The guest has powered itself off: the build's key, if it made one, is still in it")
         machine.wait_shutdown(limit)
+        return
+    _leave(communicator, guest, options, ui)
+    with ui.step("Shutting the machine down"), ui.progress("Shutting down", limit, "seconds"):
+        status: int | None = None
+        if options.shutdown_command:
+            command = context.renderer.render(options.shutdown_command, build=guest.data)
+            status = communicator.run(command, on_line=ui.message, on_error_line=ui.message, timeout=limit)
+        else:
+            machine.powerdown()
+        try:
+            machine.wait_shutdown(limit)
+        except GuestError as error:
+            if status:
+                raise GuestError(f"The shutdown_command failed with exit status {status}: {error.message}") from error
+            raise
 
 
 def _leave(communicator: Communicator, guest: Guest, options: MachineOptions, ui: Ui) -> None:

@@ -70,10 +70,13 @@ class Machine:
     """A QEMU process. `directory` is private to it: sockets, logs, UEFI variables, TPM state.
 
     Entering starts QEMU and lets the guest run (after restoring it, with `incoming`); leaving always ends QEMU, unless
-    `release` was called. Raises GuestError with QEMU's own words when it can't start.
+    `release` was called (which needs `may_survive`). Raises GuestError with QEMU's own words when it can't start.
     """
 
-    def __init__(self, config: MachineConfig, directory: Path, ui: Ui, *, paused: bool = False) -> None:
+    def __init__(
+        self, config: MachineConfig, directory: Path, ui: Ui, *, paused: bool = False, may_survive: bool = True
+    ) -> None:
+        self._may_survive = may_survive
         self.config = config
         self.directory = directory
         self.argv: list[str] = []
@@ -174,7 +177,7 @@ class Machine:
         self.argv = arguments(self.config, runtime)
         with self.qemu_log.open("ab") as said:
             self._process = process.start(
-                self.argv, stdout=said, stderr=said, pass_fds=inherited, may_survive=True
+                self.argv, stdout=said, stderr=said, pass_fds=inherited, may_survive=self._may_survive
             )  # what ends it when we are killed is the janitor
 
     def _settle(self) -> None:
@@ -260,6 +263,12 @@ class Machine:
         if self.shutdown and self.shutdown.data.get("guest"):
             raise GuestError(f"the guest ended by itself ({self.shutdown.data.get('reason', 'shutdown')})")
         if not self.running:
+            raise GuestError(self._why_ended())
+
+    def check_health(self) -> None:
+        """Raise GuestError for what no guest does by itself: QEMU died, a kernel panicked, the host's disk is full."""
+        self._check_guest()
+        if not self.running and self.shutdown is None:
             raise GuestError(self._why_ended())
 
     def _check_guest(self) -> None:

@@ -226,10 +226,14 @@ class SshCommunicator:
         for last in (False, True):
             transport = self._session()
             try:
-                return execute(
+                status = execute(
                     transport, command, on_line=on_line, on_error_line=on_error_line, timeout=timeout,
                     pty=self.settings.pty, forward_agent=self.settings.forward_agent, alive=self._alive,
                 )  # fmt: skip
+                if status is None:
+                    _sleep(0.2, self._check)  # a QEMU that died takes the connection with it
+                    self._check()
+                return status
             except (EOFError, paramiko.SSHException) as error:
                 if last:
                     reason = reason_of(error)
@@ -250,7 +254,12 @@ class SshCommunicator:
             raise EOFError
         return "\n".join(lines)
 
+    def attend(self, check: Callable[[], None]) -> None:
+        """From now on call this while we wait for the guest; what it raises ends the wait."""
+        self._check = check
+
     def _alive(self) -> bool:
+        self._check()
         return self._pulse is None or self._pulse.alive()
 
     def _session(self) -> paramiko.Transport:
