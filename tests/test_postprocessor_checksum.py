@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imagebuilder.errors import StoreError
 from imagebuilder.media.checksum import ALGORITHMS, entries
-from imagebuilder.plugins import Artifact
+from imagebuilder.plugins import Artifact, Disk
 from imagebuilder.postprocessors.checksum import Checksum, ChecksumOptions
 from tests.images import context, listening, names, quiet
 
@@ -91,3 +92,11 @@ def test_it_says_what_it_wrote(tmp_path: Path) -> None:
 def test_an_unknown_kind_is_a_problem() -> None:
     (problem,) = ChecksumOptions(checksum_types=("sha265",)).problems()
     assert problem == ("checksum_types", "'sha265' is no kind of checksum; did you mean 'sha256'?")
+
+
+def test_the_image_is_never_overwritten(tmp_path: Path) -> None:
+    made = artifact(tmp_path, "disk.qcow2")
+    image = replace(made, disks=(Disk(tmp_path / "disk.qcow2", "qcow2", 9),))
+    with pytest.raises(StoreError, match="own file"):
+        checksum(checksum_types="sha256", output=str(tmp_path / "disk.qcow2")).process(image, quiet())
+    assert (tmp_path / "disk.qcow2").read_text() == "content of disk.qcow2"

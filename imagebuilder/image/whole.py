@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from imagebuilder import process
@@ -13,11 +13,14 @@ from imagebuilder.errors import StoreError
 
 
 @contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
+def whole(target: Path, keeping: Collection[Path] = ()) -> Iterator[Path]:
     """A name to write to; when the block ends well, its file replaces `target`, else nothing is left of it.
 
-    Directories above are made. Raises StoreError for what the file system refuses.
+    Directories above are made. Raises StoreError for what the file system refuses, and when `target` is one of the
+    files that shall be kept (the image that something is made of).
     """
+    if target.resolve() in {file.resolve() for file in keeping}:
+        raise StoreError(f"'output' is the image's own file '{target}'", hint="give it another name")
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with process.temporary_path(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")) as aside:
@@ -29,9 +32,9 @@ def whole(target: Path) -> Iterator[Path]:
         raise StoreError(f"can't write '{target}': {error.strerror or error}") from error
 
 
-def write(target: Path, text: str) -> None:
+def write(target: Path, text: str, keeping: Collection[Path] = ()) -> None:
     """A small text file. Raises StoreError."""
-    with whole(target) as aside:
+    with whole(target, keeping) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

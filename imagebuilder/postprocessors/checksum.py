@@ -60,7 +60,7 @@ class Checksum:
         with ExitStack() as stack:
             for target, listed in lists.items():
                 lines = [_line(found[file][kind], file, target) for kind in listed for file in artifact.files]
-                stack.enter_context(whole(target)).write_bytes(b"".join(lines))
+                stack.enter_context(whole(target, [disk.path for disk in artifact.disks])).write_bytes(b"".join(lines))
         for target in lists:
             ui.message(f"Wrote {target}")
         files = tuple(dict.fromkeys((*artifact.files, *lists)))

@@ -59,7 +59,7 @@ class Compress:
         if container == "":
             archive.only(artifact.files, f"'.{method}'")
         total = archive.total(files)
-        with ui.progress(f"Compressing {target.name}", total) as update, whole(target) as aside:
+        with ui.progress(f"Compressing {target.name}", total) as update, whole(target, artifact.files) as aside:
             with aside.open("wb") as out:
                 self._pack(out, container, method, files, update)
             packed = aside.stat().st_size

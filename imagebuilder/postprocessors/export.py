@@ -87,12 +87,12 @@ class Export:
                 if name == "ova":
                     target = self._target(name, "", artifact, made)
                     made[target] = None
-                    self._ova(artifact, stack.enter_context(whole(target)), target, ui)
+                    self._ova(artifact, stack.enter_context(whole(target, artifact.files)), target, ui)
                     continue
                 for number, image in enumerate(artifact.disks):
                     target = self._target(name, f"-{number}" if number else "", artifact, made)
                     made[target] = Disk(target, FORMATS[name].driver, image.virtual_size)
-                    self._convert(image, name, stack.enter_context(whole(target)), target, ui)
+                    self._convert(image, name, stack.enter_context(whole(target, artifact.files)), target, ui)
         for target in made:
             ui.message(f"Wrote {target} ({size(target.stat().st_blocks * 512)})")
         description = f"Exported disks: {', '.join(map(str, made))}"
@@ -113,8 +113,6 @@ class Export:
             raise ImgbuildError(
                 f"'output' gives the name '{target}' to two files", hint="put {{.Disk}} and {{.Extension}} into it"
             )
-        if any(target.absolute() == file.absolute() for file in artifact.files):
-            raise ImgbuildError(f"'output' gives the name of the artifact's own file '{target}'")
         return target
 
     def _convert(self, image: Disk, name: str, aside: Path, target: Path, ui: Ui) -> None:

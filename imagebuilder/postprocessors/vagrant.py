@@ -93,7 +93,7 @@ class Vagrant:
         architecture = self._options.architecture or self._architecture(artifact)
         target = self._output(artifact, architecture)
         with ExitStack() as stack:
-            aside = stack.enter_context(whole(target))
+            aside = stack.enter_context(whole(target, artifact.files))
             disks = [self._qcow2(image, number, target, stack, ui) for number, image in enumerate(artifact.disks)]
             files = self._files(artifact, architecture, disks)
             total = archive.total(files)
