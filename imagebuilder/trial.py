@@ -7,7 +7,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebuilder import cloudinit, process
@@ -17,7 +17,7 @@ from imagebuilder.image import disk
 from imagebuilder.image.manifest import load_manifest
 from imagebuilder.media.iso import write_iso
 from imagebuilder.qemu import accel, firmware
-from imagebuilder.qemu.arguments import Drive, MachineConfig
+from imagebuilder.qemu.arguments import Drive, MachineConfig, quote
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.ssh import keys as sshkeys
 from imagebuilder.ssh.communicator import SshCommunicator
@@ -40,23 +40,24 @@ class Trial:
     timeout: float = 300.0
 
 
-def disk_of(image: Path) -> Path:
-    """The first disk of an output directory, by its manifest; a file is the disk itself."""
+def disk_of(image: Path) -> tuple[Path, bool]:
+    """The first disk of an output directory and whether it boots by UEFI, by its manifest; a file is the disk itself."""
     if image.is_file():
-        return image
+        return image, False
     if not (image / "manifest.json").is_file():
         raise ImgbuildError(
             f"there is no image at '{image}'", hint="name a disk image, or a directory with manifest.json"
         )
-    disks = load_manifest(image).disks
-    if not disks:
+    manifest = load_manifest(image)
+    if not manifest.disks:
         raise ImgbuildError(f"the image in '{image}' has no disk")
-    return image / disks[0].name
+    return image / manifest.disks[0].name, manifest.firmware == "uefi"
 
 
 def boot(trial: Trial, ui: Ui) -> None:
     """Boot the image and wait until it answers; then end it (`check`), or leave it to the person until Ctrl-C."""
-    image = disk_of(trial.image)
+    image, efi = disk_of(trial.image)
+    trial = replace(trial, efi=trial.efi or efi)
     found = disk.info(image, follow=True)
     with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as runtime:
         overlay = runtime / "disk.qcow2"
@@ -74,14 +75,15 @@ def boot(trial: Trial, ui: Ui) -> None:
                 if not trial.check:
                     _leave_to_the_person(trial, machine, runtime, ui)
     ui.say(f"The image: {image.absolute()} ({found.format}, {found.virtual_size // 2**20} MiB for the guest)")
-    ui.say(f"Boot it by hand: {command_line(image, found.format)}")
+    ui.say(f"Boot it by hand: {command_line(image, found.format, efi=trial.efi)}")
 
 
-def command_line(image: Path, format: str) -> str:
+def command_line(image: Path, format: str, *, efi: bool = False) -> str:
     """QEMU's shortest command that boots the image and leaves it as it is; its console is the terminal."""
+    flash = f"if=pflash,format=raw,readonly=on,file={firmware.find('x86_64', 'q35').code}" if efi else ""
     words = [
-        "qemu-system-x86_64", "-m", "1024", "-nographic", "-snapshot",
-        "-drive", f"file={image.absolute()},format={format},if=virtio", "-nic", "user,model=virtio",
+        "qemu-system-x86_64", *(["-machine", "q35", "-drive", flash] if efi else []), "-m", "1024", "-nographic",
+        "-snapshot", "-drive", f"file={quote(image.absolute())},format={format},if=virtio", "-nic", "user,model=virtio",
     ]  # fmt: skip
     return shlex.join(words)
 
