@@ -41,7 +41,7 @@ class Trial:
 
 
 def disk_of(image: Path) -> tuple[Path, bool]:
-    """The first disk of an output directory and whether it boots by UEFI, by its manifest; a file is the disk itself."""
+    """The first disk of an output directory and whether it boots by UEFI (its manifest says); a file is the disk."""
     if image.is_file():
         return image, False
     if not (image / "manifest.json").is_file():
