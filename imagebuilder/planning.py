@@ -70,11 +70,11 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
     voice = ui.Ui(name, console.show)
     for secret in plan.context.sensitive:
         voice.mask(secret)
-    for key, value in plan.builder_options:
+    outline = plan.builder.outline()
+    for key, value in outline.options:
         if "password" in key and isinstance(value, str) and value:
             voice.mask(value)
-    outline = plan.builder.outline()
-    options = json.loads(plan.builder_options.model_dump_json(exclude_defaults=True))
+    options = json.loads(outline.options.model_dump_json(exclude_defaults=True))
     if isinstance(console, JsonConsole):
         steps, argv = list(outline.steps) + _steps(plan), list(outline.argv)
         shown = _masked({"options": options, "steps": steps, "argv": argv}, voice)

@@ -173,6 +173,7 @@ class Outline:
 
     steps: tuple[str, ...]
     argv: tuple[str, ...]  # QEMU's; what only a run can know stands in <angle brackets>
+    options: Options  # as they are once everything that fills them in (a distro) has done so
 
 
 class Builder(Protocol):

@@ -60,7 +60,7 @@ class Builder:
         self.options, self.context = options, context
 
     def outline(self) -> Outline:
-        return Outline((), ())
+        return Outline((), (), self.options)
 
 
 class ProvisionerOptions(Options):

@@ -70,7 +70,7 @@ class Bootstrap:
     def outline(self) -> Outline:
         o = self.options
         steps = (f"make a disk of {o.distribution} {o.suite} from packages", "boot it", "wait for SSH")
-        return Outline(steps, argv(o, self.context, FirstBoot((drive(o, "<disk>"),), ("<seed.iso>",), boot="c")))
+        return Outline(steps, argv(o, self.context, FirstBoot((drive(o, "<disk>"),), ("<seed.iso>",), boot="c")), o)
 
     def server(self, runtime: Path, run: Callable[[], Run], on_request: Callable[[Access], None]) -> HttpServer | None:
         return None

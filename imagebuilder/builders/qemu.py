@@ -54,7 +54,7 @@ class Qemu:
             kernel_args=self._rendered(o.kernel_args, {"HTTPIP": "10.0.2.2", "HTTPPort": "<port>"}) if o.kernel else "",
             installing=self._installs,
         )  # fmt: skip
-        return Outline(tuple(steps), argv(o, self.context, boot))
+        return Outline(tuple(steps), argv(o, self.context, boot), o)
 
     @property
     def _installs(self) -> bool:
