@@ -29,6 +29,17 @@ install_packages() {
         || die "apt-get install failed: see above"
 }
 
+# install_available NAME...: those of them that this distribution has.
+install_available() {
+    local known=()
+    for package in "$@"; do
+        if apt-cache show "$package" >/dev/null 2>&1; then known+=("$package")
+        else say "This distribution has no package $package: tests that need it are skipped"
+        fi
+    done
+    [ "${#known[@]}" -eq 0 ] || install_packages "${known[@]}"
+}
+
 # A Python of 3.11 or later that can make virtual environments.
 find_python() {
     for python in python3 python3.13 python3.12 python3.11; do
