@@ -33,7 +33,6 @@ class Evidence:
     http: HttpServer | None = None
     ssh: bool = True  # the guest is to be reached by SSH
     connected: bool = False  # SSH answered and let us in
-    kept: bool = False  # the machine is the person's now
 
 
 def folder_of(output: Path) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from imagebuilder.autoinstall.distro import Distro, load_distro
+from imagebuilder.builders.hardware import GUEST_VIEW
 from imagebuilder.builders.qemuoptions import QemuOptions
-from imagebuilder.builders.session import GUEST_VIEW
 from imagebuilder.errors import TemplateError
 from imagebuilder.plugins import BuildContext
 

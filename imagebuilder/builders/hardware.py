@@ -16,6 +16,8 @@ from imagebuilder.qemu.arguments import Drive, MachineConfig, VncConfig, argumen
 from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Ui
 
+GUEST_VIEW = "10.0.2.2"  # this machine as QEMU's user network shows it to the guest
+
 
 @dataclass(frozen=True)
 class FirstBoot:
@@ -91,14 +93,18 @@ def mask_passwords(config: MachineConfig, ui: Ui) -> None:
         ui.mask(config.vnc.password)
 
 
-def argv(options: MachineOptions, context: BuildContext, boot: FirstBoot) -> tuple[str, ...]:
-    """QEMU's arguments as far as they are known before a run; the accelerator is proved at the first build."""
-    dot = {
-        "HTTPIP": "10.0.2.2", "HTTPPort": "<port>", "HTTPDir": "", "HTTPContent": "", "OutputDir": "<output>",
+def placeholders(options: MachineOptions, context: BuildContext) -> dict[str, Any]:
+    """What late templates find when nothing runs: what only a run can know stands in <angle brackets>."""
+    return {
+        "HTTPIP": GUEST_VIEW, "HTTPPort": "<port>", "HTTPDir": "", "HTTPContent": "", "OutputDir": "<output>",
         "Name": system_disk_name(options, context.build_name), "SSHHostPort": "<port>", "SSHPublicKey": "<key>",
     }  # fmt: skip
+
+
+def argv(options: MachineOptions, context: BuildContext, boot: FirstBoot) -> tuple[str, ...]:
+    """QEMU's arguments as far as they are known before a run; the accelerator is proved at the first build."""
     name = options.accelerator or "<kvm if it works here, else tcg>"
-    config = machine_config(options, context, boot, accel.Choice(name, ""), dot)
+    config = machine_config(options, context, boot, accel.Choice(name, ""), placeholders(options, context))
     return tuple(arguments(config))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from imagebuilder import cloudinit
 from imagebuilder.autoinstall import kickstart
 from imagebuilder.builders import defaults
-from imagebuilder.builders.hardware import FirstBoot, argv, drive
+from imagebuilder.builders.hardware import FirstBoot, argv, drive, placeholders
 from imagebuilder.builders.qemuoptions import QemuOptions, system_disk_name
 from imagebuilder.builders.session import MachineSession, Run, open_session
 from imagebuilder.errors import ImgbuildError
@@ -51,7 +51,7 @@ class Qemu:
             (drive(o, "<disk>"), *(drive(o, f"<disk-{n}>") for n, _ in enumerate(o.disk_additional_size, 1))),
             () if o.disk_image or not o.urls else (o.urls[0],), boot="c" if o.disk_image else "once=d",
             kernel=Path("<kernel>") if o.kernel else None, initrd=(Path("<initrd>"),) if o.initrd else (),
-            kernel_args=self._rendered(o.kernel_args, {"HTTPIP": "10.0.2.2", "HTTPPort": "<port>"}) if o.kernel else "",
+            kernel_args=self._rendered(o.kernel_args, placeholders(o, self.context)) if o.kernel else "",
             installing=self._installs,
         )  # fmt: skip
         return Outline(tuple(steps), argv(o, self.context, boot), o)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from imagebuilder import failure, process
 from imagebuilder.builders import export, hardware
-from imagebuilder.builders.hardware import FirstBoot
+from imagebuilder.builders.hardware import GUEST_VIEW, FirstBoot
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
 from imagebuilder.builders.shutdown import shut_down
 from imagebuilder.console import keyboard, screen, symptoms
@@ -32,7 +32,6 @@ from imagebuilder.ssh.communicator import SshCommunicator
 from imagebuilder.ssh.keyfile import read_private_key
 from imagebuilder.ui import Ui, duration
 
-GUEST_VIEW = "10.0.2.2"  # this machine as QEMU's user network shows it to the guest
 _POLL = 0.5  # seconds between two looks at a guest that we wait for
 
 
@@ -337,7 +336,6 @@ class MachineSession:
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))
-        self._evidence.kept = True
         key = f" -i {self._runtime / 'key'}" if (self._runtime / "key").is_file() else ""
         key = f" -i {o.ssh_private_key_file}" if o.ssh_private_key_file else key
         if port is not None:
