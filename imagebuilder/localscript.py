@@ -9,9 +9,7 @@ import os
 import secrets
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -99,8 +97,7 @@ class _Local:
             return
         self._ui.say(f"Running local command: {lines[0]}" if len(lines) == 1 else "Running a local inline script")
         made = script.inline(lines, o.inline_shebang, " ".join(o.execute_command))
-        directory = Path(tempfile.mkdtemp(prefix="imgbuild-"))
-        with process.temporary_path(directory):
+        with process.temporary_directory() as directory:
             file = directory / f"script_{secrets.token_hex(4)}{o.tempfile_extension}"
             file.write_text(made.text, encoding="utf-8", errors="surrogateescape")
             file.chmod(0o700)

@@ -11,11 +11,13 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +115,14 @@ def temporary_path(path: Path) -> Iterator[Path]:
             else:
                 absolute.unlink(missing_ok=True)
             _janitor.tell("-path", absolute)
+
+
+@contextlib.contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory of our own (0700), gone like any `temporary_path`; the janitor knows of it before it exists."""
+    with temporary_path(Path(tempfile.gettempdir()) / f"imgbuild-{secrets.token_hex(8)}") as path:
+        path.mkdir(mode=0o700)
+        yield path
 
 
 _kept: set[Path] = set()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -141,7 +140,7 @@ def _judge(body: Sequence[str], numbers: Sequence[int]) -> dict[int, bool]:
         '"$shell" -n "./$text" 2>/dev/null && ! "$shell" -n "./${text%whole}broken" 2>/dev/null || continue 2; '
         'done; echo "$text"; done'
     )
-    with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as directory:
+    with process.temporary_directory() as directory:
         for number in numbers:
             text = "\n".join(body[:number])
             for name, end in (("whole", "\n"), ("broken", "\n)\n")):

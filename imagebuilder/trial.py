@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -59,7 +58,7 @@ def boot(trial: Trial, ui: Ui) -> None:
     image, efi = disk_of(trial.image)
     trial = replace(trial, efi=trial.efi or efi)
     found = disk.info(image, follow=True)
-    with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as runtime:
+    with process.temporary_directory() as runtime:
         overlay = runtime / "disk.qcow2"
         disk.overlay(overlay, image, found.format)
         options = CommunicatorOptions(

@@ -128,3 +128,10 @@ def test_kill_9_leaves_no_child_no_grandchild_and_no_path(tmp_path: Path, extra:
     while half.exists() and time.monotonic() < end:
         time.sleep(0.02)
     assert not half.exists()
+
+
+def test_a_temporary_directory_is_private_and_gone_afterwards() -> None:
+    with process.temporary_directory() as path:
+        assert path.stat().st_mode & 0o777 == 0o700
+        (path / "file").write_text("x")
+    assert not path.exists()

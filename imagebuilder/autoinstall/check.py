@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -99,7 +97,7 @@ def _preseed(text: str) -> Iterator[str]:
 
 def _debconf(text: str) -> Iterator[str]:
     """With a database of its own: the machine's is locked while packages are installed, and debconf tells nobody."""
-    with process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))) as home:
+    with process.temporary_directory() as home:
         databases = [f"Name: {name}\nDriver: File\nFilename: {home / name}\n" for name in ("config", "templates")]
         (home / "debconf.conf").write_text("\n".join(["Config: config\nTemplates: templates\n", *databases]))
         done = process.run(

@@ -6,7 +6,6 @@ The story is `MachineSession.guest`: serve, prepare the first boot, install, sta
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -69,7 +68,7 @@ def open_session(source: Source, ui: Ui) -> Iterator[MachineSession]:
     final = Path(source.options.output_directory or f"output-{source.context.build_name}")
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(Output(final, force=source.context.force))
-        runtime = stack.enter_context(process.temporary_path(Path(tempfile.mkdtemp(prefix="imgbuild-"))))
+        runtime = stack.enter_context(process.temporary_directory())
         failure.clear(failure.folder_of(final))
         if source.options.ssh_password != source.options.ssh_username:
             ui.mask(source.options.ssh_password)

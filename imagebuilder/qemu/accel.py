@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import stat
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -123,8 +122,8 @@ def guest_firmware() -> bytes:
 
 def run_guest(binary: str, accelerator: str, cpu_model: str | None = None) -> tuple[int | None, str, str]:
     """Run the tiny guest: QEMU's exit code (None: it hung), the letters of the steps it passed, QEMU's last line."""
-    with tempfile.TemporaryDirectory(prefix="imgbuild-accel-") as directory, process.temporary_path(Path(directory)):
-        firmware, steps = Path(directory) / "guest.bin", Path(directory) / "steps"
+    with process.temporary_directory() as directory:
+        firmware, steps = directory / "guest.bin", directory / "steps"
         firmware.write_bytes(guest_firmware())
         argv: list[str | os.PathLike[str]] = [
             binary, "-machine", f"pc,accel={accelerator}", *(["-cpu", cpu_model] if cpu_model else []), "-m", "16",
