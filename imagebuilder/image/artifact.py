@@ -24,9 +24,9 @@ from imagebuilder.errors import ImgbuildError, StoreError
 from imagebuilder.image import disk, manifest
 from imagebuilder.image.digests import digests
 from imagebuilder.image.manifest import Manifest, ManifestFile, load_manifest
-from imagebuilder.image.whole import sync
 from imagebuilder.plugins import Artifact, BuildContext, Disk
 from imagebuilder.ui import Ui
+from imagebuilder.whole import sync
 
 __all__ = ["BUILDER_ID", "Machine", "Manifest", "Output", "artifact", "check", "destroy", "load_manifest"]
 

@@ -19,9 +19,9 @@ from typing import Any, Literal
 from imagebuilder import process
 from imagebuilder.errors import CommandError, ImgbuildError, StoreError
 from imagebuilder.image.header import Header, read_header
-from imagebuilder.image.whole import whole
 from imagebuilder.process import Completed
 from imagebuilder.ui import size as in_words
+from imagebuilder.whole import whole
 
 Compression = Literal["zstd", "zlib"]
 Progress = Callable[[float], None]

@@ -6,7 +6,6 @@ and 2847 clusters of one sector each.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebuilder import process
-from imagebuilder.errors import StoreError, TemplateError
+from imagebuilder.errors import TemplateError
 from imagebuilder.ui import size as shown_size
+from imagebuilder.whole import whole
 
 _SECTOR = 512
 _SECTORS = 2880
@@ -38,16 +37,8 @@ def write_floppy(path: Path, files: Mapping[str, bytes | Path], label: str = "pa
     """
     volume = _volume_name(label)
     _check_size(sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in files.values()))
-    with process.temporary_path(path.with_name(path.name + ".tmp")) as aside:
-        try:
-            image = _image(_tree(files), volume)
-            with aside.open("wb") as out:
-                out.write(image)
-                out.flush()
-                os.fsync(out.fileno())
-            aside.replace(path)
-        except OSError as error:
-            raise StoreError(f"can't write '{path}': {error.strerror}") from error
+    with whole(path) as aside:
+        aside.write_bytes(_image(_tree(files), volume))
 
 
 def _volume_name(label: str) -> bytes:

@@ -22,6 +22,7 @@ from pycdlib.pycdlibexception import PyCdlibException
 
 from imagebuilder import process
 from imagebuilder.errors import ImgbuildError, StoreError, TemplateError
+from imagebuilder.whole import whole
 
 _SECTOR = 2048
 _CHUNK = 1 << 20
@@ -40,7 +41,7 @@ def write_iso(path: Path, label: str, files: Mapping[str, bytes | Path]) -> None
     """
     volume = _volume_name(label)
     image: Any = pycdlib.PyCdlib()
-    with process.temporary_path(path.with_name(path.name + ".tmp")) as aside:
+    with whole(path) as aside:
         try:
             image.new(interchange_level=3, joliet=3, rock_ridge="1.09")
             image.pvd.volume_identifier = volume
@@ -49,11 +50,6 @@ def write_iso(path: Path, label: str, files: Mapping[str, bytes | Path]) -> None
             _Tree(image).fill(files)
             with aside.open("wb") as out:
                 image.write_fp(out)
-                out.flush()
-                os.fsync(out.fileno())
-            aside.replace(path)
-        except OSError as error:
-            raise StoreError(f"can't write '{path}': {error.strerror}") from error
         finally:
             with contextlib.suppress(PyCdlibException):
                 image.close()

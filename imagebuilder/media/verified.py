@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder import paths, process
+from imagebuilder import paths, whole
 from imagebuilder.errors import StoreError
 from imagebuilder.ui import Ui
 
@@ -54,21 +53,7 @@ def read(path: Path) -> Record | None:
 
 def write(path: Path, record: Record) -> None:
     """Keep a record; it appears complete or not at all."""
-    write_whole(path, json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file that appears complete or not at all. StoreError when it can't be."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with process.temporary_path(aside), aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            aside.replace(path)
-    except OSError as error:
-        raise StoreError(f"can't write '{path}': {error.strerror}") from error
+    whole.write(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
 def digest(file: Path, algorithm: str, ui: Ui, name: str) -> str:

@@ -11,12 +11,12 @@ from typing import Annotated
 from pydantic import Field
 
 from imagebuilder.image.digests import digests
-from imagebuilder.image.whole import whole
 from imagebuilder.media.checksum import ALGORITHMS
 from imagebuilder.options import LATE, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Processed
 from imagebuilder.suggestion import did_you_mean
 from imagebuilder.ui import Ui
+from imagebuilder.whole import whole
 
 
 class ChecksumOptions(Options):

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from imagebuilder.image import archive, compression
 from imagebuilder.image.compression import Method, compressing
-from imagebuilder.image.whole import whole
 from imagebuilder.options import LATE, Int, Options, Text
 from imagebuilder.plugins import Artifact, BuildContext, Processed
 from imagebuilder.suggestion import did_you_mean
 from imagebuilder.ui import Ui, size
+from imagebuilder.whole import whole
 
 _METHODS: Mapping[str, Method] = {
     "gz": Method.GZIP, "bgzf": Method.BGZF, "xz": Method.XZ, "bz2": Method.BZIP2, "bzip2": Method.BZIP2,

@@ -14,11 +14,11 @@ from imagebuilder import process
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.image import archive, disk, ovf
 from imagebuilder.image.digests import digests
-from imagebuilder.image.whole import whole
 from imagebuilder.options import LATE, Bool, Int, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Disk, Processed
 from imagebuilder.suggestion import did_you_mean
 from imagebuilder.ui import Ui, size
+from imagebuilder.whole import whole
 
 
 @dataclass(frozen=True)

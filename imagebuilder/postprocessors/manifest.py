@@ -16,10 +16,10 @@ from pydantic import Field
 from imagebuilder.errors import ImgbuildError, StoreError
 from imagebuilder.image.digests import digests
 from imagebuilder.image.manifest import ManifestFile, load_manifest
-from imagebuilder.image.whole import write
 from imagebuilder.options import LATE, Bool, Options, Text, TextMap
 from imagebuilder.plugins import Artifact, BuildContext, Processed
 from imagebuilder.ui import Ui
+from imagebuilder.whole import write
 
 _PATIENCE = 60.0  # seconds to wait for another build that writes the same file
 

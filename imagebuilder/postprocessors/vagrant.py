@@ -15,10 +15,10 @@ from imagebuilder import process
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.image import archive, disk
 from imagebuilder.image.compression import Method, compressing
-from imagebuilder.image.whole import whole
 from imagebuilder.options import LATE, Bool, Int, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Disk, Processed
 from imagebuilder.ui import Ui, size
+from imagebuilder.whole import whole
 
 PROVIDER = "libvirt"
 _GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i386": "386", "riscv64": "riscv64", "ppc64le": "ppc64le"}
