@@ -7,10 +7,12 @@ Packer takes silently in a way nobody means, like a bare number for a duration, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+
+from imagebuilder.inputs import Input
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -47,6 +49,14 @@ class Options(BaseModel):
     def doubts(self) -> Iterator[tuple[str, str]]:
         """What is allowed but probably not meant, as (key, message)."""
         yield from ()
+
+    def inputs(self) -> Sequence[Input] | None:
+        """All that can change what this provisioner does to the guest, and nothing else: what its layer is found by.
+
+        None: that can't be seen from here, so nothing is kept of the step unless the template gives a cache_key.
+        Raises StoreError for a file that can't be read.
+        """
+        return None
 
 
 def seconds(text: str) -> float:

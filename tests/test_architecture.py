@@ -13,7 +13,7 @@ MODULES = sorted([*(TOP / "imagebuilder").rglob("*.py"), *(TOP / "provisionserve
 
 # Lowest first: a module may import from its own floor's left neighbours and from every floor below.
 FLOORS = [
-    {"errors", "paths", "janitor"},
+    {"errors", "paths", "janitor", "inputs"},
     {"process", "options", "ui", "interrupt"},
     {"plugins"},
 ]
