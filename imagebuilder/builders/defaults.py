@@ -14,6 +14,9 @@ from imagebuilder.builders.qemuoptions import QemuOptions
 from imagebuilder.errors import TemplateError
 from imagebuilder.plugins import BuildContext
 
+HOSTNAME = "localhost"
+"""A guest's host name when the template gives none: a build's own name would keep builds from sharing their base."""
+
 
 def with_distro(options: QemuOptions) -> tuple[Distro | None, QemuOptions]:
     """The options with what their `distro` brings; any key that the template has itself wins."""
@@ -42,15 +45,15 @@ def kickstart_variables(
         **context.variables,
         "http_ip": GUEST_VIEW, "http_port": dot["HTTPPort"], "http_url": f"http://{GUEST_VIEW}:{dot['HTTPPort']}",
         "ssh_public_key": dot["SSHPublicKey"], "ssh_username": options.ssh_username,
-        "ssh_password": options.ssh_password, "name": dot["Name"], "hostname": hostname(str(dot["Name"])),
+        "ssh_password": options.ssh_password, "name": dot["Name"], "hostname": hostname(options.vm_name),
         "disk": disk, "efi": options.efi, "distro": distro,
     }  # fmt: skip
 
 
 def hostname(name: str) -> str:
-    """A machine's name as a host name (RFC 1123): without the extension of its disk."""
+    """A machine's name as a host name (RFC 1123): without the extension of its disk; HOSTNAME when it has none."""
     word = name.removesuffix(".qcow2").removesuffix(".raw").removesuffix(".img")
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-").lower()[:63] or "localhost"
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-").lower()[:63] or HOSTNAME
 
 
 def yaml_object(name: str) -> dict[str, Any]:

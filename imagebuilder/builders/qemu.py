@@ -169,7 +169,7 @@ class Qemu:
             user_data=_text(o.cloud_init.user_data), network_config=_text(o.cloud_init.network_config),
             meta_data=defaults.yaml_object(o.cloud_init.meta_data),
             ssh_keys=[str(run.data["SSHPublicKey"])] if run.data["SSHPublicKey"] else [], user=o.ssh_username,
-            hostname=o.cloud_init.hostname or str(run.data["Name"]).split(".")[0],
+            hostname=o.cloud_init.hostname or defaults.HOSTNAME,
         )  # fmt: skip
         write_iso(path, cloudinit.LABEL, files)
         return [str(path)]

@@ -61,7 +61,7 @@ class CloudInit(Options):
     user_data: Text = Field("", description="File with user-data of your own; default: a user with the build's key")
     meta_data: Text = Field("", description="File with meta-data of your own")
     network_config: Text = Field("", description="File with a network configuration (version 1 or 2)")
-    hostname: Text = Field("", description="Host name while the build runs; default: vm_name")
+    hostname: Text = Field("", description="Host name while the build runs; default: localhost")
 
 
 def _cloud_init(value: Any) -> Any:
