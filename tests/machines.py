@@ -116,7 +116,7 @@ OTHER_CASES: dict[str, Case] = {
     "bridge": lambda base: installer(base, net_bridge="br0", guest_port=22),
     "sd": lambda base: installer(base, drives=(Drive("d", interface="sd"),)),
     "bios": lambda base: installer(base, bios=base / "OVMF.fd"),
-    "incoming": lambda base: installer(base, incoming="exec:zstd -dc state.zst"),
+    "incoming": lambda base: installer(base, incoming=Path("memory.zst")),
     "iso-over-http": lambda base: installer(base, cdroms=("http://127.0.0.1:8000/a.iso",)),
     "aarch64-virt": lambda base: installer(
         base, binary="qemu-system-aarch64", machine_type="virt", cpu_model="max", boot=None, firmware=uefi(base),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.errors import GuestError, ImgbuildError
+from imagebuilder.errors import GuestError, ImgbuildError, StoreError
+from imagebuilder.qemu import memory
 from imagebuilder.qemu.arguments import Drive, MachineConfig, VncConfig
 from imagebuilder.qemu.machine import Kept, Machine
+from imagebuilder.qemu.qmp import QmpError
 from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Event, Ui
 from tests.machines import (
@@ -52,6 +55,17 @@ def booted(tmp_path: Path, code: bytes, **changed: object) -> Iterator[Machine]:
 def said(machine: Machine, text: str) -> None:
     """Wait until the guest wrote this to its serial line."""
     machine.wait(lambda: text in machine.serial_log.read_text(errors="replace"), 20, f"'{text}' on the serial line")
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of a child of ours can grow beyond 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def alive(pid: int) -> bool:
@@ -301,10 +315,7 @@ def test_state_is_saved_and_restored_beside_a_machine_that_goes_on(tmp_path: Pat
         machine.monitor.execute("stop")
         sealed = {"device": "drive0", "snapshot-file": f"{tmp_path}/next.qcow2", "format": "qcow2"}
         machine.monitor.execute("blockdev-snapshot-sync", sealed)
-        machine.monitor.execute("migrate", {"uri": f"exec:cat > {tmp_path}/state"})
-        machine.wait(
-            lambda: machine.monitor.execute("query-migrate").get("status") == "completed", 20, "the state to be saved"
-        )
+        memory.save(machine.monitor, tmp_path / "memory.zst")
         machine.check()  # a machine that we stopped is in order
         machine.monitor.execute("cont")
         told = machine.serial_log.stat().st_size
@@ -312,8 +323,7 @@ def test_state_is_saved_and_restored_beside_a_machine_that_goes_on(tmp_path: Pat
 
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "disk.raw", "-F", "raw", tmp_path / "o"]
         subprocess.run(overlay, check=True)
-        drives, incoming = (Drive(str(tmp_path / "o")),), f"exec:cat {tmp_path}/state"
-        config = replace(machine.config, drives=drives, incoming=incoming)
+        config = replace(machine.config, drives=(Drive(str(tmp_path / "o")),), incoming=tmp_path / "memory.zst")
         with Machine(config, tmp_path / "again", quiet()) as restored:
             said(restored, "...")
             assert restored.host_port not in (None, machine.host_port)
@@ -321,8 +331,30 @@ def test_state_is_saved_and_restored_beside_a_machine_that_goes_on(tmp_path: Pat
 
 
 def test_broken_state_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(GuestError), booted(tmp_path, HALT, incoming="exec:echo nothing"):
+    (tmp_path / "memory.zst").write_bytes(b"nothing")
+    with pytest.raises(StoreError), booted(tmp_path, HALT, incoming=tmp_path / "memory.zst"):
         raise AssertionError
+
+
+def test_a_memory_that_can_not_be_written_leaves_the_machine_as_it_was(tmp_path: Path) -> None:
+    with booted(tmp_path, TICKS) as machine:
+        said(machine, "...")
+        machine.monitor.execute("stop")
+        with pytest.raises(StoreError, match="is there room"), full_disk():
+            memory.save(machine.monitor, tmp_path / "memory.zst")
+        machine.monitor.execute("cont")
+        told = machine.serial_log.stat().st_size
+        machine.wait(lambda: machine.serial_log.stat().st_size > told, 20, "the machine to go on")
+
+
+def test_a_device_that_can_not_be_saved_is_told(tmp_path: Path) -> None:
+    rows = (("-blockdev", "null-co,node-name=empty"), ("-device", "nvme,drive=empty,serial=1"))
+    with booted(tmp_path, TICKS, qemuargs=rows) as machine:
+        said(machine, "...")
+        machine.monitor.execute("stop")
+        with pytest.raises(QmpError):
+            memory.save(machine.monitor, tmp_path / "memory.zst")
+        machine.monitor.execute("cont")
 
 
 def test_deep_directories(tmp_path: Path) -> None:
@@ -335,6 +367,7 @@ _OWNER = """
 import sys, time
 from pathlib import Path
 from imagebuilder.qemu.machine import Machine, MachineConfig
+from imagebuilder.qemu.qmp import QmpError
 from imagebuilder.qemu.tpm import TpmConfig
 from imagebuilder.ui import Ui
 

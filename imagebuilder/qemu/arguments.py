@@ -78,7 +78,7 @@ class MachineConfig:
     no_reboot: bool = False
     qmp_socket_path: Path | None = None  # a second monitor, for the person
     qemuargs: tuple[tuple[str, ...], ...] = ()
-    incoming: str | None = None  # URI of a saved state
+    incoming: Path | None = None  # what `memory.save` wrote: the machine goes on from there
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Runtime:
 
     qmp_fd: int = 3
     tpm_fd: int = 4
+    memory_fd: int = 5
     serial_log: Path = Path("serial.log")
     nvram: Path = Path("efivars.fd")
     initrd: Path = Path("initrd.img")  # where several initrds were joined
@@ -144,7 +145,7 @@ def _all(config: MachineConfig, runtime: Runtime) -> Iterator[Argument]:
         yield own("-tpmdev", "emulator,id=tpm0,chardev=imgbuild-tpm")
         yield own("-device", f"{config.tpm.device},tpmdev=tpm0")
     if config.incoming:
-        yield own("-incoming", config.incoming)
+        yield own("-incoming", f"fd:{runtime.memory_fd}")
     yield own("-S")  # the guest runs when password and forwards are set
 
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from imagebuilder import process
 from imagebuilder.errors import GuestError, ImgbuildError
-from imagebuilder.qemu import tpm
+from imagebuilder.qemu import memory, tpm
 from imagebuilder.qemu.arguments import Drive, MachineConfig, Runtime, VncConfig, arguments, dropped
 from imagebuilder.qemu.firmware import Firmware
 from imagebuilder.qemu.qmp import Event, Monitor, QmpError
@@ -96,6 +96,7 @@ class Machine:
         self._process: process.Process | None = None
         self._monitor: Monitor | None = None
         self._tpm: tpm.Tpm | None = None
+        self._saved: memory.Reader | None = None
 
     # ---- start
 
@@ -145,10 +146,13 @@ class Machine:
                 listener.bind(address)
                 listener.listen(4)
                 ours.connect(address)  # waits in the queue: QEMU takes it first
-            inherited = [listener.fileno()]
+            inherited = {"qmp_fd": listener.fileno()}
             if self.config.tpm:
                 self._tpm = self._stack.enter_context(tpm.running(self.config.tpm, self.directory))
-                inherited.append(self._tpm.socket.fileno())
+                inherited["tpm_fd"] = self._tpm.socket.fileno()
+            if self.config.incoming:
+                self._saved = self._stack.enter_context(memory.reading(self.config.incoming))
+                inherited["memory_fd"] = self._saved.descriptor
             self._launch(inherited)
             listener.close()
             if self._tpm:
@@ -169,15 +173,14 @@ class Machine:
             return error
         return GuestError("\n".join(["QEMU could not start; it says:", *said]), hint=hints[0] if hints else None)
 
-    def _launch(self, inherited: list[int]) -> None:
+    def _launch(self, inherited: dict[str, int]) -> None:
         runtime = Runtime(
-            qmp_fd=inherited[0], tpm_fd=inherited[-1], serial_log=self.serial_log, nvram=self.nvram,
-            initrd=self.directory / "initrd.img",
-        )  # fmt: skip
+            serial_log=self.serial_log, nvram=self.nvram, initrd=self.directory / "initrd.img", **inherited
+        )
         self.argv = arguments(self.config, runtime)
         with self.qemu_log.open("ab") as said:
             self._process = process.start(
-                self.argv, stdout=said, stderr=said, pass_fds=inherited, may_survive=self._may_survive
+                self.argv, stdout=said, stderr=said, pass_fds=list(inherited.values()), may_survive=self._may_survive
             )  # what ends it when we are killed is the janitor
 
     def _settle(self) -> None:
@@ -188,8 +191,8 @@ class Machine:
             self.monitor.execute("set_password", {"protocol": "vnc", "password": vnc.password})
         self.host_port = self._forward()
         self.vnc_address = self._query_vnc()
-        if self.config.incoming:
-            self._restore()
+        if self._saved:
+            self._restore(self._saved)
         if not self._paused:
             self.monitor.execute("cont")
 
@@ -234,10 +237,11 @@ class Machine:
                 return f"{answer['host']}:{answer['service']}"
         return None
 
-    def _restore(self) -> None:
+    def _restore(self, saved: memory.Reader) -> None:
         """Wait until a saved state was read; QEMU ends by itself when it can't be."""
         deadline = time.monotonic() + _RESTORE
         while self.monitor.execute("query-status")["status"] == "inmigrate":
+            saved.check()
             if time.monotonic() > deadline:
                 raise GuestError(f"the saved state was not read within {duration(_RESTORE)}")
             time.sleep(0.02)

@@ -13,7 +13,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,10 +116,22 @@ class Monitor:
         Raises QmpError when QEMU refuses it, GuestError when QEMU is gone or silent for `timeout` seconds.
         """
         log.debug("execute: %s", command)  # without arguments: what is typed may be a password
+        return self._answer(lambda client: client.execute(command, arguments), command, timeout)
+
+    def send_fd(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor of ours under a name (getfd); it stays open here. Raises as `execute`."""
+
+        async def hand_over(client: QMPClient) -> object:
+            client.send_fd_scm(descriptor)
+            return await client.execute("getfd", {"fdname": name})
+
+        self._answer(hand_over, "getfd", 10)
+
+    def _answer(self, ask: Callable[[QMPClient], Coroutine[Any, Any, object]], command: str, timeout: float) -> Any:
         with self._changed:  # while this is held the session can't end, so the loop will run the coroutine
             if not self._running or self._client is None or self._loop is None:
                 raise self._gone()
-            answer = asyncio.run_coroutine_threadsafe(self._client.execute(command, arguments), self._loop)
+            answer = asyncio.run_coroutine_threadsafe(ask(self._client), self._loop)
         try:
             return answer.result(timeout)
         except concurrent.futures.TimeoutError:
