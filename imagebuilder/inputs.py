@@ -36,6 +36,12 @@ def option(name: str, value: object) -> Input:
     return content(name, name, text)
 
 
+def options(values: Iterable[tuple[str, object]], *without: frozenset[str]) -> list[Input]:
+    """Every option of a component (a pydantic model gives such pairs) but those named: a new key is an input."""
+    harmless = frozenset().union(*without)
+    return [option(name, value) for name, value in values if name not in harmless]
+
+
 def content(role: str, label: str, data: bytes | str) -> Input:
     """Bytes; `role` tells what they are for, so that the same bytes elsewhere are another input."""
     raw = data.encode(errors="surrogateescape") if isinstance(data, str) else data
@@ -52,6 +58,12 @@ def file(role: str, path: Path, *, mode: bool = False) -> Input:
     except OSError as error:
         raise StoreError(f"can't read '{error.filename}': {error.strerror}") from error
     return Input(str(path), _digest(role, *digests), names_build)
+
+
+def combined(role: str, label: str, parts: Iterable[Input]) -> Input:
+    """Many things that a person calls by one name, like all that is in a directory."""
+    found = list(parts)
+    return Input(label, _digest(role, *(part.digest for part in found)), any(part.names_build for part in found))
 
 
 def fingerprint(parent: str, inputs: Iterable[Input]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from pydantic import Field
 
+from imagebuilder.inputs import Input
 from imagebuilder.options import Bool, Options, Text
 from imagebuilder.plugins import BuildContext, Guest
 from imagebuilder.ui import Ui
@@ -16,6 +18,9 @@ class BreakpointOptions(Options):
 
     note: Text = Field("", description="Shown when the build stops there")
     disable: Bool = Field(False, description="Go on without stopping")
+
+    def inputs(self) -> Sequence[Input] | None:
+        return [] if self.disable else None  # the person may do anything meanwhile
 
 
 class Breakpoint:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from imagebuilder.errors import GuestError
+from imagebuilder import inputs
+from imagebuilder.errors import GuestError, StoreError
+from imagebuilder.inputs import Input
 from imagebuilder.options import Bool, Options, Text, Texts
 from imagebuilder.plugins import BuildContext, Communicator, Guest
-from imagebuilder.ssh.tree import quoted
+from imagebuilder.ssh.tree import Entry, entries, quoted
 from imagebuilder.ui import Ui
 
 _MAGIC = ("*", "?", "[")
+_READ = frozenset({"source", "sources", "content"})  # what is in them is an input, not what they are called here
+_HARMLESS = frozenset({"generated", "direction"})  # when we look for it; and only an upload has inputs
 _LOOK_TIMEOUT = 60.0  # seconds for the guest to say what a path is
 
 
@@ -63,6 +67,27 @@ class FileOptions(Options):
         if not self.destination.endswith("/") and sum(len(_found(path)) for path in files) > 1:
             yield "destination", f"several files can't all become '{self.destination}': end it with '/'"
 
+    def inputs(self) -> Sequence[Input] | None:
+        found = [path for source in self.all_sources for path in _found(source)]
+        missing = any(not _found(source) for source in self.all_sources)
+        if self.direction == "download" or (self.generated and missing):
+            return None  # a file here must appear at every build; what isn't made yet can't be read
+        text = [inputs.content("content", "content", self.content)] if self.content is not None else []
+        try:
+            sources = [self._source_input(path) for path in found]
+        except (OSError, GuestError) as error:
+            raise StoreError(f"can't read what is to be uploaded: {error}") from error
+        return [*inputs.options(self, _READ, _HARMLESS), *text, *sources]
+
+    def _source_input(self, path: str) -> Input:
+        """A file or directory as it arrives in the guest; its own name only where it ends up there."""
+        local = Path(path)
+        if local.is_dir():
+            name = "" if path.endswith("/") else local.resolve().name
+            return inputs.combined(f"directory {name!r}", path, map(_entry_input, entries(local)))
+        name = local.name if self.destination.endswith("/") else ""
+        return inputs.file(f"file {name!r} {_mode(local):o}", local)
+
     @property
     def all_sources(self) -> tuple[str, ...]:
         return (*((self.source,) if self.source else ()), *self.sources)
@@ -78,6 +103,16 @@ def _found(path: str) -> list[str]:
     if os.path.lexists(expanded):
         return [expanded]
     return sorted(glob.glob(expanded)) if _is_pattern(path) else []  # noqa: PTH207
+
+
+def _mode(local: Path) -> int:
+    """The permissions that a file gets in the guest."""
+    return local.stat().st_mode & 0o777 | 0o600
+
+
+def _entry_input(entry: Entry) -> Input:
+    role = f"{entry.kind} {entry.name!r} {entry.mode:o} {entry.target!r}"
+    return inputs.file(role, entry.path) if entry.kind == "file" else inputs.content(role, entry.name, "")
 
 
 class File:
@@ -117,7 +152,7 @@ class File:
         if destination.endswith("/"):
             destination += local.name
         ui.say(f"Uploading {path} to {destination}")
-        communicator.upload(local, destination, local.stat().st_mode & 0o777 | 0o600)
+        communicator.upload(local, destination, _mode(local))
 
     def _download_all(self, source: str, communicator: Communicator, ui: Ui) -> None:
         for path, is_directory in _look(source, communicator):

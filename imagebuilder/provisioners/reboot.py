@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 
 from pydantic import Field
 
+from imagebuilder import inputs
 from imagebuilder.errors import GuestError
+from imagebuilder.inputs import Input
 from imagebuilder.options import Duration, Options, Text
 from imagebuilder.plugins import BuildContext, Communicator, Guest
 from imagebuilder.ui import Ui, duration
@@ -19,6 +22,7 @@ _REBOOT = (
 )
 _TRIGGER_TIMEOUT = 120.0  # seconds for the guest to begin
 _ASK_TIMEOUT = 30.0  # seconds for one look at the boot id
+_HARMLESS = frozenset({"reboot_timeout"})  # only how long we wait
 _PAUSE = 1.0  # seconds between two looks
 _ENDED = {128 + signal.SIGTERM, 128 + signal.SIGHUP, 128 + signal.SIGKILL, 255}  # by the shutdown itself
 
@@ -28,6 +32,10 @@ class RebootOptions(Options):
 
     command: Text = Field("", description="What reboots the guest; default: systemctl reboot or reboot, with sudo -n")
     reboot_timeout: Duration = Field(600.0, description="How long the guest may be away")
+
+    def inputs(self) -> Sequence[Input]:
+        effective = self.model_copy(update={"command": self.command or _REBOOT})
+        return inputs.options(effective, _HARMLESS)
 
 
 class Reboot:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from imagebuilder import script
-from imagebuilder.errors import GuestError
+from imagebuilder import inputs, script
+from imagebuilder.errors import GuestError, StoreError
+from imagebuilder.inputs import Input
 from imagebuilder.options import LATE, Bool, Duration, Lines, Options, Text, TextMap, Texts
 from imagebuilder.plugins import BuildContext, Communicator, Guest
 from imagebuilder.script import ExitCodes
@@ -26,6 +27,12 @@ DISCONNECTED = 2300218
 _EXECUTE = "chmod +x {{.Path}}; {{.Vars}} {{.Path}}"
 _EXECUTE_WITH_FILE = "chmod +x {{.Path}}; . {{.EnvVarFile}} && {{.Path}}"
 _AS_ANOTHER = re.compile(r"\b(su|runuser|machinectl|setpriv)\b|\b(sudo|doas)\b.*\s(-\w*u\b|--user)")
+_FORM = "%s='%s' "  # of a variable in front of a command
+_HARMLESS = frozenset({"start_retry_timeout", "pause_after"})  # only how long we wait
+_IN_OTHER_WORDS = frozenset(  # what they mean is an input, not how it was written
+    {"script", "scripts", "execute_command", "inline_shebang", "environment_vars", "env", "env_var_format"}
+    | {"valid_exit_codes"}
+)
 _RETRY_PAUSE = 2.0  # seconds
 _CLEAN_TIMEOUT = 60.0  # seconds
 
@@ -78,6 +85,45 @@ class ShellOptions(Options):
         if ".EnvVarFile" in command and not self.use_env_var_file:
             yield "execute_command", "has {{.EnvVarFile}}, which needs use_env_var_file true"
 
+    def inputs(self) -> Sequence[Input]:
+        meaning = {
+            "execute_command": self.command,
+            "inline_shebang": self._shebang,
+            "environment": {**dict(entry.partition("=")[::2] for entry in self.environment_vars), **self.env},
+            "env_var_format": self.env_var_format or ("" if self.use_env_var_file else _FORM),
+            "valid_exit_codes": sorted(set(self.valid_exit_codes)),
+        }
+        scripts = [
+            inputs.content(f"script {number}", path, self._read(path)) for number, path in enumerate(self.all_scripts)
+        ]
+        return [*inputs.options(self, _HARMLESS, _IN_OTHER_WORDS), *inputs.options(meaning.items()), *scripts]
+
+    @property
+    def all_scripts(self) -> tuple[str, ...]:
+        return (self.script,) if self.script else self.scripts
+
+    @property
+    def command(self) -> str:
+        """How a script is started."""
+        return self.execute_command or (_EXECUTE_WITH_FILE if self.use_env_var_file else _EXECUTE)
+
+    @property
+    def _shebang(self) -> str | None:
+        """The first line that an inline script gets; None where it has one itself, or where there is none."""
+        own = self.inline_shebang is None and bool(self.inline) and self.inline[0].startswith("#!")
+        return None if own or not self.inline else self.inline_shebang or script.SHEBANG
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return self.as_uploaded(Path(path))
+        except OSError as error:
+            raise StoreError(f"can't read the script '{path}': {error.strerror}") from error
+
+    def as_uploaded(self, path: Path) -> bytes:
+        """A script's bytes as the guest gets them. Raises OSError."""
+        content = path.read_bytes()
+        return content if self.binary else content.replace(b"\r\n", b"\n")
+
 
 @dataclass(frozen=True)
 class _Script:
@@ -109,20 +155,17 @@ class Shell:
     def _scripts(self) -> list[_Script]:
         o = self._options
         if o.inline:
-            command = o.execute_command or (_EXECUTE_WITH_FILE if o.use_env_var_file else _EXECUTE)
-            made = script.inline(o.inline, o.inline_shebang, command)
+            made = script.inline(o.inline, o.inline_shebang, o.command)
             count = len(o.inline)
             name = f"an inline script of {count} lines" if count > 1 else f"inline: {o.inline[0]}"
             return [_Script(name, made.text.encode(errors="surrogateescape"), made)]
-        paths = (o.script,) if o.script else o.scripts
-        return [_Script(f"script '{path}'", self._content(Path(path))) for path in paths]
+        return [_Script(f"script '{path}'", self._content(Path(path))) for path in o.all_scripts]
 
     def _content(self, path: Path) -> bytes:
         try:
-            content = path.read_bytes()
+            return self._options.as_uploaded(path)
         except OSError as error:
             raise GuestError(f"Can't read the script '{path}': {error.strerror}") from error
-        return content if self._options.binary else content.replace(b"\r\n", b"\n")
 
 
 class _Run:
@@ -147,10 +190,8 @@ class _Run:
             self._retried(self._clean)
 
     def _command(self) -> str:
-        o = self._options
-        template = o.execute_command or (_EXECUTE_WITH_FILE if self._file else _EXECUTE)
-        dot = {"Path": self._path, "Vars": self._variables("%s='%s' "), "EnvVarFile": self._file}
-        return self._context.renderer.render(template, dot, self._guest.data)
+        dot = {"Path": self._path, "Vars": self._variables(_FORM), "EnvVarFile": self._file}
+        return self._context.renderer.render(self._options.command, dot, self._guest.data)
 
     def _variables(self, form: str) -> str:
         o = self._options

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
+from imagebuilder import inputs
+from imagebuilder.inputs import Input
 from imagebuilder.options import Duration, Options
 from imagebuilder.plugins import BuildContext, Guest
 from imagebuilder.ui import Ui
@@ -22,6 +24,9 @@ class SleepOptions(Options):
         yield from super().problems()
         if self.duration <= 0:
             yield "duration", "must be longer than nothing: write it like '30s'"
+
+    def inputs(self) -> Sequence[Input]:
+        return inputs.options(self)
 
 
 class Sleep:
