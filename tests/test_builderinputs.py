@@ -294,8 +294,9 @@ def test_a_machines_name_counts_where_the_guest_is_told(given: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("given", "shared"),
     [({}, True), ({"cloud_init": True}, True), ({"http_templates": {"/ks": "named.j2"}}, True),
+     ({"kernel_args": "ks=http://x/ks.Name"}, True),
      ({"kernel_args": "host={{ .Name }}"}, False)],
-    ids=["nothing told", "cloud-init", "kickstart", "kernel arguments"],
+    ids=["nothing told", "cloud-init", "kickstart", "not a template", "kernel arguments"],
 )  # fmt: skip
 def test_builds_of_a_template_share_their_base(given: dict[str, Any], shared: bool) -> None:
     one, other = (base(qemu_options(**given), build_name=name) for name in ("one", "other"))
@@ -402,6 +403,14 @@ def test_a_declared_digest_needs_no_medium() -> None:
     one = fetched(qemu_options(iso_url="http://one.invalid/a.iso", **declared), fetch=True)
     other = fetched(qemu_options(iso_url="http://other.invalid/b.iso", **declared), fetch=True)
     assert one == other
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    options = qemu_options(iso_url="http://ann:secret@one.invalid/a.iso", iso_checksum="sha256:" + "ab" * 32)
+    assert not any("secret" in one.label for one in base(options))
+    with pytest.raises(inputs.Unknown) as raised:
+        base(qemu_options(kernel="http://ann:secret@one.invalid/vmlinuz"))
+    assert "secret" not in str(raised.value)
 
 
 def test_a_medium_that_qemu_reads_by_itself_stays_unknown(server: str) -> None:

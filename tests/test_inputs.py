@@ -237,8 +237,12 @@ def test_what_can_not_be_seen_from_here_has_no_inputs(options: Options) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [ShellOptions(script="gone.sh"), FileOptions(source="dangling", destination="/x")],
-    ids=["script", "file"],
+    [
+        ShellOptions(script="gone.sh"),
+        FileOptions(source="gone", destination="/x"),
+        FileOptions(source="dangling", destination="/x"),
+    ],
+    ids=["script", "file", "link that leads nowhere"],
 )
 def test_what_can_not_be_read_is_an_error(options: Options) -> None:
     Path("dangling").symlink_to("nowhere")

@@ -23,6 +23,7 @@ from imagebuilder.errors import StoreError, TemplateError
 from imagebuilder.inputs import Input
 from imagebuilder.media import collect, download, verified
 from imagebuilder.media.checksum import parse_checksum
+from imagebuilder.media.transfer import shown
 from imagebuilder.options import bytes_of
 from imagebuilder.plugins import BuildContext
 from imagebuilder.qemu import accel
@@ -206,7 +207,7 @@ def _told_its_name(o: MachineOptions, context: BuildContext) -> list[Input]:
     if isinstance(o, QemuOptions):
         late += [*_typed(o), o.kernel_args]
     dot = hardware.placeholders(o, context) | {"HTTPDir": getattr(o, "http_directory", "")}
-    used = [name for name in ("Name", "HTTPDir") if any(re.search(rf"\.{name}\b", text) for text in late)]
+    used = [name for name in ("Name", "HTTPDir") if any(re.search(rf"{{{{[^}}]*\.{name}\b", text) for text in late)]
     return [inputs.option(name, dot[name]) for name in used]
 
 
@@ -222,13 +223,13 @@ def _media(o: QemuOptions, ui: Ui, fetch: bool) -> Iterator[Input]:
             digest = _remembered(path, ui)
         elif digest is None and not o.iso_skip_cache:
             digest = _downloaded(o.urls, ui)
-        yield inputs.content("iso_url", o.urls[0], _certain(digest, o.urls[0]))
+        yield inputs.content("iso_url", shown(o.urls[0]), _certain(digest, o.urls[0]))
     sources = {"kernel": o.kernel, **{f"initrd {number}": source for number, source in enumerate(o.initrd)}}
     for role, source in sources.items():
         if source.startswith("iso:"):
             yield inputs.option(role, source)
         elif source:
-            yield inputs.content(role, source, _boot_file(source, ui, fetch))
+            yield inputs.content(role, shown(source), _boot_file(source, ui, fetch))
 
 
 def _boot_file(source: str, ui: Ui, fetch: bool) -> str:
@@ -239,7 +240,7 @@ def _boot_file(source: str, ui: Ui, fetch: bool) -> str:
 
 def _certain(digest: str | None, url: str) -> str:
     if digest is None:
-        raise Unknown(url)
+        raise Unknown(shown(url))
     return digest
 
 

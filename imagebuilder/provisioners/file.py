@@ -68,10 +68,12 @@ class FileOptions(Options):
             yield "destination", f"several files can't all become '{self.destination}': end it with '/'"
 
     def inputs(self) -> Sequence[Input] | None:
-        found = [path for source in self.all_sources for path in _found(source)]
-        missing = any(not _found(source) for source in self.all_sources)
+        missing = [source for source in self.all_sources if not _found(source)]
         if self.direction == "download" or (self.generated and missing):
             return None  # a file here must appear at every build; what isn't made yet can't be read
+        if missing:
+            raise StoreError(f"can't read '{missing[0]}': there is nothing")
+        found = [path for source in self.all_sources for path in _found(source)]
         text = [inputs.content("content", "content", self.content)] if self.content is not None else []
         try:
             sources = [self._source_input(path) for path in found]
