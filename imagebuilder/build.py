@@ -15,7 +15,11 @@ from types import FrameType
 
 from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
 from imagebuilder.image import artifact as artifacts
-from imagebuilder.plugins import Artifact, Guest, OnError, Processed
+from imagebuilder.layers.buildlayers import BuildLayers, Origin
+from imagebuilder.layers.chain import Limits, Step, find
+from imagebuilder.layers.store import Store
+from imagebuilder.plugins import Artifact, BuildSession, Guest, OnError, Processed
+from imagebuilder.steps import steps, unkept
 from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.templates.template import Plan
 from imagebuilder.ui import Ui, duration
@@ -54,14 +58,25 @@ def check(plan: Plan) -> None:
         raise TemplateError(found)
 
 
-def run(plan: BuildPlan, ui: Ui) -> BuildResult:
+@dataclass(frozen=True)
+class Caching:
+    """What the person said about layers. `first`: run again from this step; `until`: end with that one; `max_age`: use
+    nothing older, in seconds."""
+
+    on: bool = True
+    first: str = ""
+    until: str = ""
+    max_age: float | None = None
+
+
+def run(plan: BuildPlan, ui: Ui, caching: Caching | None = None) -> BuildResult:
     """Run one build to its end; errors become part of the result, an interrupt too once all is cleaned up."""
     began = time.monotonic()
     for secret in plan.context.sensitive:
         ui.mask(secret)
     name, kept = plan.context.build_name, list[Artifact]()
     try:
-        kept = _run(plan, ui, kept)
+        kept = _run(plan, ui, kept, caching or Caching())
     except KeyboardInterrupt:
         ui.error(_interrupted(plan, kept))
         return BuildResult(name, tuple(kept), interrupted=True, seconds=time.monotonic() - began)
@@ -75,13 +90,33 @@ def run(plan: BuildPlan, ui: Ui) -> BuildResult:
     return BuildResult(name, tuple(kept), seconds=seconds)
 
 
-def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact]) -> list[Artifact]:
+def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact], caching: Caching) -> list[Artifact]:
     """`kept` gets the image as soon as it is there: what fails later doesn't take it away."""
-    with plan.builder.session(ui) as session:
-        with session.guest() as guest:
-            provision(plan, guest, ui)
-        kept.append(session.artifact())
+    with layers_of(plan, caching, ui) as layers:
+        with plan.builder.session(ui, layers) as session:
+            layers.resume()
+            if not session.has_disks and layers.at < layers.last:
+                with session.guest(end=not layers.partial) as guest:
+                    provision(plan, session, layers, guest, ui)
+            if layers.partial:
+                ui.say(f"Done until step {layers.steps[layers.last]}; 'imgbuild shell' opens it")
+                return kept
+            kept.append(session.artifact())
+        layers.prune()
     return post_process(plan.post_processors, kept[0], ui)
+
+
+def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
+    """The layers that a build may use and add to. Raises ImgbuildError for a step that isn't there."""
+    on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
+    found = steps(plan, ui, fetch=True) if on else unkept(plan)
+    origin = Origin(str(plan.context.template_path or "-"), plan.context.build_name)
+    last = find(found, caching.until).number if caching.until else None
+    return BuildLayers(found, Store() if on else None, origin, ui, limits_of(found, caching), last)
+
+
+def limits_of(found: Sequence[Step], caching: Caching) -> Limits:
+    return Limits(find(found, caching.first).number if caching.first else None, caching.max_age)
 
 
 def _interrupted(plan: BuildPlan, kept: Sequence[Artifact]) -> str:
@@ -103,17 +138,23 @@ def _tell(error: ImgbuildError, ui: Ui) -> None:
         ui.failure(error)
 
 
-def provision(plan: BuildPlan, guest: Guest, ui: Ui) -> None:
-    """Run the provisioners in order; when one fails for good, the error-cleanup-provisioner, and the error goes on."""
-    for step in plan.provisioners:
+def provision(plan: BuildPlan, session: BuildSession, layers: BuildLayers, guest: Guest, ui: Ui) -> None:
+    """Run the provisioners that no layer covers, in order, and keep what comes of each; when one fails for good, the
+    error-cleanup-provisioner, and the error goes on."""
+    for number, step in enumerate(plan.provisioners, 1):
+        if number <= layers.at or number > layers.last:
+            continue
         try:
             _provision_or_ask(plan, step, guest, ui)
         except ImgbuildError:
+            if layers.kept:
+                ui.message("The state before it is kept: the next build tries just that; 'imgbuild shell' opens it")
             if plan.error_cleanup is not None and plan.context.on_error is not OnError.ABORT:
                 _clean_up(plan.error_cleanup, guest, ui)
             raise
         if plan.context.debug:
             ui.ask(f"Provisioner '{step.type}' is done. Press enter to continue.")
+        session.keep(layers.steps[number], guest)
 
 
 def _clean_up(step: ProvisionerPlan, guest: Guest, ui: Ui) -> None:

@@ -18,10 +18,13 @@ import click
 
 from imagebuilder import __version__, build, interrupt, planning, results, trial, ui, workers
 from imagebuilder.errors import ImgbuildError, TemplateError
+from imagebuilder.options import seconds
 from imagebuilder.plugins import OnError
 from imagebuilder.templates import template
 
-_BOOLEAN = frozenset({"color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel"})
+_BOOLEAN = frozenset(
+    {"color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel", "cache"}
+)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -65,6 +68,13 @@ _SELECTION = _options(
     click.option("--only", metavar="A,B", help="Only the builds with these names."),
     click.option("--except", "except_", metavar="A,B", help="Not the builds and post-processors with these names."),
 )
+_CACHING = _options(
+    click.option("--cache/--no-cache", default=True, help="Keep every step as a layer, and use what is kept."),
+    click.option(
+        "--from", "first", default="", metavar="STEP", help="Run again from this step (number, name or title)."
+    ),
+    click.option("--cache-max-age", metavar="AGE", help="Use no layer that stems from longer ago, as '7d' or '12h'."),
+)
 _ON_ERROR = click.Choice([str(choice) for choice in OnError])
 
 
@@ -88,6 +98,8 @@ def main_group() -> None:
 @click.option(
     "--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine."
 )
+@_CACHING
+@click.option("--until", default="", metavar="STEP", help="End when this step is kept; no image is made.")
 @click.option("--parallel-builds", type=click.IntRange(0), default=0, metavar="N", help="At most N builds at once.")
 @click.option("--parallel/--no-parallel", default=True, hidden=True)
 @click.option("--debug/--no-debug", help="Pause after every provisioner.")
@@ -102,10 +114,10 @@ def build_command(context: click.Context, /, path: str, **options: Any) -> None:
     _warn(plan.warnings, console)
     at_once = 1 if not options["parallel"] else options["parallel_builds"]
     try:
-        outcome = workers.run_all(plan.builds, console.show, at_once=at_once)
+        outcome = workers.run_all(plan.builds, console.show, at_once=at_once, caching=_caching(options))
     finally:
         console.close()
-    context.exit(results.show(outcome, console))
+    context.exit(results.show(outcome, console, partial=bool(options["until"])))
 
 
 @main_group.command("validate", epilog="Example: imgbuild validate -var-file=ci.json centos.json")
@@ -140,15 +152,17 @@ def inspect_command(context: click.Context, /, path: str) -> None:
 @_VARIABLES
 @_SELECTION
 @click.option("--force/--no-force", help="As in build.")
+@_CACHING
 @click.pass_context
 def plan_command(context: click.Context, /, path: str, **options: Any) -> None:
-    """Show what `build` would do: resolved options, steps, QEMU's arguments. Nothing is started."""
+    """Show what `build` would do: resolved options, steps, which of them layers spare and why the others must run,
+    QEMU's arguments. Nothing is started."""
     plan = _plan(path, options)
     build.check(plan)
     console = _console(context)
     _warn(plan.warnings, console)
     for one in plan.builds:
-        planning.show_plan(one, console)
+        planning.show_plan(one, _caching(options), console)
 
 
 @main_group.command("boot", epilog="Example: imgbuild boot --check output-qemu")
@@ -193,6 +207,20 @@ def _plan(path: str, options: dict[str, Any]) -> template.Plan:
         debug=bool(options.get("debug")),
         environ=os.environ,
     )
+
+
+def _caching(options: dict[str, Any]) -> build.Caching:
+    return build.Caching(options["cache"], options["first"], options.get("until", ""), _age(options["cache_max_age"]))
+
+
+def _age(text: str | None) -> float | None:
+    """Seconds; days too, which durations of templates don't know."""
+    if text is None:
+        return None
+    try:
+        return float(text[:-1]) * 86400 if re.fullmatch(r"\d+(\.\d+)?d", text) else seconds(text)
+    except ValueError as error:
+        raise TemplateError(f"-cache-max-age: {error}", hint="write it like '7d', '12h' or '30m'") from error
 
 
 def _assignment(word: str) -> tuple[str, str]:

@@ -7,7 +7,11 @@ import shlex
 from typing import Any
 
 from imagebuilder import __version__, ui
+from imagebuilder.build import Caching, limits_of
+from imagebuilder.layers.chain import Verdict, judge
+from imagebuilder.layers.store import Store
 from imagebuilder.plugins import Outline
+from imagebuilder.steps import steps, unkept
 from imagebuilder.templates.buildplan import BuildPlan
 from imagebuilder.templates.template import Inspection
 from imagebuilder.ui import Console, Event, JsonConsole, MachineConsole
@@ -64,7 +68,7 @@ def _inspection_data(found: Inspection) -> dict[str, Any]:
     }
 
 
-def show_plan(plan: BuildPlan, console: Console) -> None:
+def show_plan(plan: BuildPlan, caching: Caching, console: Console) -> None:
     """`imgbuild plan`: resolved options, steps in order, QEMU's arguments as far as they are known before the run."""
     name = plan.context.build_name
     voice = ui.Ui(name, console.show)
@@ -76,11 +80,32 @@ def show_plan(plan: BuildPlan, console: Console) -> None:
             voice.mask(value)
     options = json.loads(outline.options.model_dump_json(exclude_defaults=True))
     if isinstance(console, JsonConsole):
-        steps, argv = list(outline.steps) + _steps(plan), list(outline.argv)
-        shown = _masked({"options": options, "steps": steps, "argv": argv}, voice)
+        told, argv = list(outline.steps) + _steps(plan), list(outline.argv)
+        layers = [_verdict_data(verdict) for verdict in _verdicts(plan, caching, voice)]
+        shown = _masked({"options": options, "steps": told, "layers": layers, "argv": argv}, voice)
         console.show(Event("plan", name, "", shown))
     else:
         _plan_text(plan, outline, options, voice)
+        voice.say("Layers")
+        for verdict in _verdicts(plan, caching, voice):
+            voice.message(f"{verdict.step}: {f'runs: {verdict.why}' if verdict.why else 'restored'}")
+
+
+def _verdicts(plan: BuildPlan, caching: Caching, voice: ui.Ui) -> list[Verdict]:
+    """What would become of every step; media are not downloaded to find out."""
+    if not caching.on:
+        return [Verdict(step, step.why_not) for step in unkept(plan)]
+    found = steps(plan, voice, fetch=False)
+    template = str(plan.context.template_path or "-")
+    return judge(found, Store(), limits_of(found, caching), template, plan.context.build_name)
+
+
+def _verdict_data(verdict: Verdict) -> dict[str, Any]:
+    step = verdict.step
+    return {
+        "step": step.number, "name": step.name, "title": step.title, "restored": not verdict.why, "why": verdict.why,
+        "fingerprint": step.fingerprint,
+    }  # fmt: skip
 
 
 def _masked(tree: Any, voice: ui.Ui) -> Any:

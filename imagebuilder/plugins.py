@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from imagebuilder.layers.buildlayers import BuildLayers
+from imagebuilder.layers.chain import Step
 from imagebuilder.options import Options
 from imagebuilder.ui import Ui
 
@@ -160,8 +162,16 @@ class PostProcessor(Protocol):
 class BuildSession(Protocol):
     """One run of a builder; it owns what the run makes."""
 
-    def guest(self) -> AbstractContextManager[Guest]:
-        """Install or boot; yields when provisioners can run; shuts the machine down at the end of the block."""
+    @property
+    def has_disks(self) -> bool:
+        """Whether the machine that was shut down is in layers already: no guest has to run for the artifact."""
+
+    def guest(self, *, end: bool = True) -> AbstractContextManager[Guest]:
+        """Go on from a layer, or install or boot; yields when provisioners can run. `end`: at the end of the block the
+        machine is shut down and its disks are kept; else it is only stopped."""
+
+    def keep(self, step: Step, guest: Guest) -> None:
+        """Keep what the guest is after this step as a layer, where one can be kept."""
 
     def artifact(self) -> Artifact:
         """Compact, convert, checksum; put the result under its final name."""
@@ -180,7 +190,13 @@ class Builder(Protocol):
     def outline(self) -> Outline:
         """What a session would do; nothing is started for it."""
 
-    def session(self, ui: Ui) -> AbstractContextManager[BuildSession]:
+    def steps(self, ui: Ui, *, fetch: bool) -> tuple[Step, Step, Step]:
+        """Its own steps, the base, the shutdown and the export, with all that can change their results.
+
+        `fetch`: media may be downloaded to find out what they are.
+        """
+
+    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[BuildSession]:
         """Check the host and claim the output; whatever is unfinished at the end of the block is removed."""
 
 

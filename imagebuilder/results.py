@@ -11,8 +11,9 @@ from imagebuilder.plugins import Artifact
 from imagebuilder.ui import Console, Event, MachineConsole, TextConsole, duration, size
 
 
-def show(results: Sequence[BuildResult], console: Console) -> int:
-    """Show the end of a run; the exit code: 0 all built, 1 something failed, 130 interrupted."""
+def show(results: Sequence[BuildResult], console: Console, *, partial: bool = False) -> int:
+    """Show the end of a run; the exit code: 0 all built, 1 something failed, 130 interrupted. `partial`: no image was
+    to be made."""
     for result in results:
         _say(console, _outcome(result))
     failed = [result for result in results if result.error is not None]
@@ -23,7 +24,7 @@ def show(results: Sequence[BuildResult], console: Console) -> int:
     made = [(result, artifact) for result in results for artifact in result.artifacts]
     if made:
         _say(console, "==> Builds finished. The artifacts of successful builds are:")
-    else:
+    elif failed or not partial:
         _say(console, "==> Builds finished but no artifacts were created.")
     for result in results:
         for index, artifact in enumerate(result.artifacts):

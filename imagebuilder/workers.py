@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from imagebuilder import build, interrupt
-from imagebuilder.build import BuildResult
+from imagebuilder.build import BuildResult, Caching
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.plugins import OnError
 from imagebuilder.templates.buildplan import BuildPlan
@@ -23,28 +23,34 @@ from imagebuilder.ui import Event, Ui
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def run_all(plans: Sequence[BuildPlan], emit: Callable[[Event], None], *, at_once: int = 0) -> list[BuildResult]:
+def run_all(
+    plans: Sequence[BuildPlan], emit: Callable[[Event], None], *, at_once: int = 0, caching: Caching | None = None
+) -> list[BuildResult]:
     """Run the builds, at most `at_once` together (0: all); the results in the order of `plans`.
 
     One build, or builds that ask the person something, run here one after another.
     """
     asks = any(plan.context.debug or plan.context.on_error is OnError.ASK for plan in plans)
     if len(plans) == 1 or at_once == 1 or asks:
-        return _one_by_one(plans, emit)
-    return _forked(plans, emit, at_once or len(plans))
+        return _one_by_one(plans, emit, caching)
+    return _forked(plans, emit, at_once or len(plans), caching)
 
 
-def _one_by_one(plans: Sequence[BuildPlan], emit: Callable[[Event], None]) -> list[BuildResult]:
+def _one_by_one(
+    plans: Sequence[BuildPlan], emit: Callable[[Event], None], caching: Caching | None
+) -> list[BuildResult]:
     results: list[BuildResult] = []
     for plan in plans:
         if results and results[-1].interrupted:
             results.append(BuildResult(plan.context.build_name, interrupted=True))
         else:
-            results.append(build.run(plan, Ui(plan.context.build_name, emit)))
+            results.append(build.run(plan, Ui(plan.context.build_name, emit), caching))
     return results
 
 
-def _forked(plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: int) -> list[BuildResult]:
+def _forked(
+    plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: int, caching: Caching | None
+) -> list[BuildResult]:
     """A signal is only noted, so that no message is torn; then every worker is told to unwind."""
     context = multiprocessing.get_context("fork")
     waiting = list(enumerate(plans))
@@ -57,7 +63,9 @@ def _forked(plans: Sequence[BuildPlan], emit: Callable[[Event], None], at_once: 
             while waiting and len(running) < at_once and not signals:
                 number, plan = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(plan, theirs, os.getpid()), name=plan.context.build_name)
+                process = context.Process(
+                    target=_work, args=(plan, caching, theirs, os.getpid()), name=plan.context.build_name
+                )
                 process.start()
                 theirs.close()
                 running[ours] = (number, process)
@@ -89,7 +97,7 @@ def _receive(pipe: Connection, plan: BuildPlan, emit: Callable[[Event], None]) -
     return message
 
 
-def _work(plan: BuildPlan, pipe: Connection, parent: int) -> None:
+def _work(plan: BuildPlan, caching: Caching | None, pipe: Connection, parent: int) -> None:
     """A worker's life; when the parent dies, the worker is told by SIGTERM and unwinds."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -98,7 +106,7 @@ def _work(plan: BuildPlan, pipe: Connection, parent: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to us too; the parent passes on what counts
     with interrupt.unwinding():
-        pipe.send(_transportable(build.run(plan, Ui(plan.context.build_name, pipe.send))))
+        pipe.send(_transportable(build.run(plan, Ui(plan.context.build_name, pipe.send), caching)))
     pipe.close()
 
 

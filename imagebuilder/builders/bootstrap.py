@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,12 @@ from imagebuilder.bootstrap import disk as bootstrap
 from imagebuilder.bootstrap.partition import Firmware
 from imagebuilder.bootstrap.spec import BootstrapSpec
 from imagebuilder.builders.hardware import FirstBoot, argv, drive
+from imagebuilder.builders.ownsteps import own_steps
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
-from imagebuilder.builders.session import MachineSession, Run, open_session
-from imagebuilder.image import disk
+from imagebuilder.builders.run import Run
+from imagebuilder.builders.session import MachineSession, open_session
+from imagebuilder.layers.buildlayers import BuildLayers
+from imagebuilder.layers.chain import Step
 from imagebuilder.media.httpserver import Access, HttpServer
 from imagebuilder.media.iso import write_iso
 from imagebuilder.options import Bool, Size, Text, Texts
@@ -64,8 +67,11 @@ class Bootstrap:
     def __init__(self, options: BootstrapOptions, context: BuildContext) -> None:
         self.options, self.context = options, context
 
-    def session(self, ui: Ui) -> AbstractContextManager[MachineSession]:
-        return open_session(self, ui)
+    def steps(self, ui: Ui, *, fetch: bool) -> tuple[Step, Step, Step]:
+        return own_steps(self.options, self.context, None, ui, fetch=fetch)
+
+    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[MachineSession]:
+        return open_session(self, ui, layers)
 
     def outline(self) -> Outline:
         o = self.options
@@ -76,17 +82,21 @@ class Bootstrap:
         return None
 
     def first_boot(self, run: Run) -> FirstBoot:
-        name = system_disk_name(self.options, self.context.build_name)
-        bootstrap.make_disk(self._spec(run), run.working / f"{name}.base.qcow2", run.ui, work=run.working)
-        base, overlay = run.working / f"{name}.base.qcow2", run.working / f"{name}.working"
-        disk.overlay(overlay, base, "qcow2")
+        target = run.working / f"{system_disk_name(self.options, self.context.build_name)}.qcow2"
+        bootstrap.make_disk(self._spec(run), target, run.ui, work=run.working)
+        return self.resumed(run, [target])
+
+    def image(self, run: Run) -> Path | None:
+        return None
+
+    def resumed(self, run: Run, disks: Sequence[Path]) -> FirstBoot:
         cdroms: tuple[str, ...] = ()
         if self.options.cloud_init and run.key is not None:
             seed = run.runtime / "seed.iso"
             files = cloudinit.seed_files(ssh_keys=[run.key.public], user=self.options.ssh_username)
             write_iso(seed, cloudinit.LABEL, files)
             cdroms = (str(seed),)
-        return FirstBoot((drive(self.options, overlay),), cdroms, boot="c")
+        return FirstBoot(tuple(drive(self.options, path) for path in disks), cdroms, boot="c")
 
     def _spec(self, run: Run) -> BootstrapSpec:
         o = self.options

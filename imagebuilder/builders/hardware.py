@@ -31,6 +31,7 @@ class FirstBoot:
     kernel_args: str = ""
     boot: str | None = None
     installing: bool = False
+    foreign: bool = False  # what boots, now or first of all, is an ISO or a kernel that we know nothing of
     typed: tuple[tuple[str, str], ...] = ()  # (boot command, description)
     boot_wait: float = 0.0  # seconds
     key_interval: float = 0.0  # seconds; 0: as fast as is safe
@@ -111,8 +112,7 @@ def argv(options: MachineOptions, context: BuildContext, boot: FirstBoot) -> tup
 def _cpu_model(accelerator: accel.Choice, boot: FirstBoot) -> str | None:
     """KVM: the fullest that works. TCG: the same where an unknown system is installed (EL 9 and 10 need newer CPUs than
     QEMU's default), else QEMU's default, under which an emulated Debian boots a tenth sooner (docs/benchmarks.md)."""
-    unknown = bool(boot.cdroms or boot.kernel) and boot.boot != "c"
-    return accelerator.cpu_model if accelerator.name != "tcg" or unknown else None
+    return accelerator.cpu_model if accelerator.name != "tcg" or boot.foreign else None
 
 
 def _display(options: MachineOptions) -> str | None:

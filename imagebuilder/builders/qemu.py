@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -10,10 +10,15 @@ from imagebuilder import cloudinit
 from imagebuilder.autoinstall import kickstart
 from imagebuilder.builders import defaults
 from imagebuilder.builders.hardware import FirstBoot, argv, drive, placeholders
+from imagebuilder.builders.ownsteps import own_steps
 from imagebuilder.builders.qemuoptions import QemuOptions, system_disk_name
-from imagebuilder.builders.session import MachineSession, Run, open_session
+from imagebuilder.builders.run import Run
+from imagebuilder.builders.session import MachineSession, open_session
+from imagebuilder.builders.workspace import SOURCE
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.image import disk
+from imagebuilder.layers.buildlayers import BuildLayers
+from imagebuilder.layers.chain import Step
 from imagebuilder.media import collect as media
 from imagebuilder.media import download, transfer
 from imagebuilder.media.floppy import write_floppy
@@ -33,8 +38,11 @@ class Qemu:
         self.distro, self.options = defaults.with_distro(options)
         self.context = context
 
-    def session(self, ui: Ui) -> AbstractContextManager[MachineSession]:
-        return open_session(self, ui)
+    def steps(self, ui: Ui, *, fetch: bool) -> tuple[Step, Step, Step]:
+        return own_steps(self.options, self.context, self.distro, ui, fetch=fetch)
+
+    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[MachineSession]:
+        return open_session(self, ui, layers)
 
     def outline(self) -> Outline:
         o, steps = self.options, []
@@ -52,7 +60,7 @@ class Qemu:
             () if o.disk_image or not o.urls else (o.urls[0],), boot="c" if o.disk_image else "once=d",
             kernel=Path("<kernel>") if o.kernel else None, initrd=(Path("<initrd>"),) if o.initrd else (),
             kernel_args=self._rendered(o.kernel_args, placeholders(o, self.context)) if o.kernel else "",
-            installing=self._installs,
+            installing=self._installs, foreign=not o.disk_image,
         )  # fmt: skip
         return Outline(tuple(steps), argv(o, self.context, boot), o)
 
@@ -85,9 +93,22 @@ class Qemu:
     # -- the first boot
 
     def first_boot(self, run: Run) -> FirstBoot:
+        source = self._fetch(run) if self.options.urls else None
+        return self._boot(run, source, self._disks(source if self.options.disk_image else None, run))
+
+    def image(self, run: Run) -> Path | None:
+        found = self._fetch(run) if self.options.disk_image else None
+        return Path(found) if found is not None else None
+
+    def resumed(self, run: Run, disks: Sequence[Path]) -> FirstBoot:
+        if self._installs:  # the media of the installation are gone from it
+            drives = tuple(drive(self.options, path) for path in disks)
+            return FirstBoot(drives, boot="c", foreign=not self.options.disk_image)
+        medium = self._fetch(run) if self.options.urls and not self.options.disk_image else None
+        return self._boot(run, medium, disks)
+
+    def _boot(self, run: Run, source: Path | str | None, disks: Sequence[Path]) -> FirstBoot:
         o = self.options
-        source = self._fetch(run) if o.urls else None
-        disks = self._disks(source if o.disk_image else None, run)
         cdroms = [str(source)] if source is not None and not o.disk_image else []
         seeds = self._cd(run) + self._seed(run)
         return FirstBoot(
@@ -96,6 +117,7 @@ class Qemu:
             initrd=tuple(self._boot_file(name, f"initrd{n}", source, run) for n, name in enumerate(o.initrd)),
             kernel_args=self._rendered(o.kernel_args, run.data), boot="c" if o.disk_image else "once=d",
             installing=self._installs, typed=self._typed(), boot_wait=o.boot_wait, key_interval=o.boot_key_interval,
+            foreign=not o.disk_image,
         )  # fmt: skip
 
     def _rendered(self, text: str, dot: object) -> str:
@@ -148,7 +170,10 @@ class Qemu:
                 hint="a disk can't be shrunk: raise disk_size, or set skip_resize_disk",
             )
         run.ui.say(f"Creating disk on top of {image.name} ({size // 2**20} MiB)")
-        disk.overlay(path, image, found.format, size)
+        source = run.working / SOURCE
+        source.unlink(missing_ok=True)
+        source.symlink_to(image.absolute())
+        disk.overlay(path, source, found.format, size, relative=True)
 
     # -- media
 

@@ -138,6 +138,9 @@ class MachineOptions(CommunicatorOptions):
         None, description="Empty machine-id, host keys, logs before the end; default: when we installed the system"
     )
 
+    cache: Bool = Field(True, description="false: keep no layer of this build's steps, and use none")
+    cache_key: Text = Field("", description="Whatever else the first step depends on: another text is another layer")
+
     renamed: ClassVar[Mapping[str, str]] = CommunicatorOptions.renamed
 
     def problems(self) -> Iterator[tuple[str, str]]:

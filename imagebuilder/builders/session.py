@@ -1,151 +1,227 @@
 """One build on a QEMU machine: what every builder shares once it has said how the first boot goes.
 
-The story is `MachineSession.guest`: serve, prepare the first boot, install, start from disk, reach the guest, end it.
+The story is `MachineSession.guest`: go on from a layer, or serve, prepare the first boot, install, start from disk,
+reach the guest; then end it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from imagebuilder import failure, process
-from imagebuilder.builders import export, hardware
+from imagebuilder.builders import export, hardware, sealing, waiting
 from imagebuilder.builders.hardware import GUEST_VIEW, FirstBoot
-from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
+from imagebuilder.builders.qemuoptions import system_disk_name
+from imagebuilder.builders.reach import Reach, set_clock
+from imagebuilder.builders.run import Run, Source
 from imagebuilder.builders.shutdown import shut_down
-from imagebuilder.console import keyboard, screen, symptoms
+from imagebuilder.builders.workspace import Workspace
+from imagebuilder.console import keyboard, screen
 from imagebuilder.console.bootcommand import parse as parse_boot_command
-from imagebuilder.errors import GuestError, ImgbuildError
+from imagebuilder.errors import CommandError, GuestError, ImgbuildError, StoreError
 from imagebuilder.image.artifact import Output
-from imagebuilder.media.httpserver import Access, HttpServer
-from imagebuilder.plugins import Artifact, BuildContext, Guest, OnError
+from imagebuilder.layers.buildlayers import BuildLayers
+from imagebuilder.layers.chain import EXPORT, SHUTDOWN, Step
+from imagebuilder.layers.record import MEMORY
+from imagebuilder.media.httpserver import Access
+from imagebuilder.plugins import Artifact, Guest, OnError
 from imagebuilder.qemu import ports
 from imagebuilder.qemu.arguments import MachineConfig
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.ssh import keys as sshkeys
-from imagebuilder.ssh.communicator import SshCommunicator
 from imagebuilder.ssh.keyfile import read_private_key
 from imagebuilder.ui import Ui, duration
 
-_POLL = 0.5  # seconds between two looks at a guest that we wait for
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the parts of one run know of each other. `data` is the dot of late templates."""
-
-    working: Path  # the disks while they are worked on, beside the output
-    runtime: Path  # private: sockets, keys, logs, media
-    ui: Ui
-    key: sshkeys.KeyPair | None
-    http: HttpServer | None
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Source(Protocol):
-    """What a builder adds: what is served, and the first boot."""
-
-    @property
-    def options(self) -> MachineOptions: ...
-
-    @property
-    def context(self) -> BuildContext: ...
-
-    def server(self, runtime: Path, run: Callable[[], Run], on_request: Callable[[Access], None]) -> HttpServer | None:
-        """The HTTP server of the build, or None when nothing is served. `run` is known when the guest asks."""
-
-    def first_boot(self, run: Run) -> FirstBoot:
-        """Get media and disks ready."""
+_RESTORED = 60.0  # seconds, at most, until a guest that was restored answers: it was up when its layer was made
 
 
 @contextlib.contextmanager
-def open_session(source: Source, ui: Ui) -> Iterator[MachineSession]:
+def open_session(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[MachineSession]:
     """Claim the output and a private run-time directory; both are gone at the end, unless published or kept."""
     final = Path(source.options.output_directory or f"output-{source.context.build_name}")
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(Output(final, force=source.context.force))
+        output = stack.enter_context(Output(final, force=source.context.force or layers.partial))
         runtime = stack.enter_context(process.temporary_directory())
         failure.clear(failure.folder_of(final))
         if source.options.ssh_password != source.options.ssh_username:
             ui.mask(source.options.ssh_password)
-        yield MachineSession(source, output, runtime, ui)
+        yield MachineSession(source, output, runtime, ui, layers)
 
 
 class MachineSession:
     """Owns the machine of one build from its first boot to its shutdown, then its disks."""
 
-    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui) -> None:
-        self._source, self._output, self._runtime, self._ui = source, output, runtime, ui
+    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui, layers: BuildLayers) -> None:
+        self._source, self._output, self._runtime, self._ui, self._layers = source, output, runtime, ui, layers
         self._options, self._context = source.options, source.context
         self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
-        self._working = output.work / "working"
-        self._working.mkdir()
+        working = layers.workspace or output.work / "working"
+        working.mkdir(exist_ok=True)
+        self._disks = Workspace(working)
+        self._seals = sealing.Seals(self._disks, layers, ui)
         self._config: MachineConfig | None = None
+        self._machine: Machine | None = None
+        self._run: Run | None = None
         self._data: dict[str, str] = {}
 
+    # -- the guest
+
     @contextlib.contextmanager
-    def guest(self) -> Iterator[Guest]:
-        """Install or boot, reach the guest; shut it down when the block is done."""
+    def guest(self, *, end: bool = True) -> Iterator[Guest]:
+        """Go on from a layer, or install or boot; reach the guest. `end`: shut it down when the block is done."""
         with contextlib.ExitStack() as stack, self._reported():
-            run = self._serve(stack)
-            boot = self._source.first_boot(run)
-            config = self._config = self._machine(boot, run)
-            machine = self._start(config, stack)
-            self._type(boot, machine, run)
-            if boot.installing:
-                limit = self._options.ssh_timeout
-                self._until_end(machine, run, "Waiting for the installer to finish", limit, "ssh_timeout")
-                self._ui.say("The installer is done; starting the installed system")
-                machine = self._start(hardware.from_disk(config), stack)
-            with self._reach(machine, run) as guest:
-                yield guest
-                if guest.communicator is None:
-                    limit = self._options.shutdown_timeout
-                    self._until_end(
-                        machine, run, "Waiting for the guest to power itself off", limit, "shutdown_timeout"
-                    )
-                else:
-                    shut_down(machine, guest, self._options, self._context, self._ui)
+            guest = self._resumed(stack) or self._begun(stack)
+            self._data = dict(guest.data)
+            yield guest
+            if end:
+                self._end(guest)
+
+    def keep(self, step: Step, guest: Guest) -> None:
+        """Keep what the guest is now, after this step, as a layer; where none can be kept, nothing happens."""
+        assert self._machine is not None and self._run is not None
+        self._seals.running(step, self._machine, guest, self._run.key)
+
+    def _begun(self, stack: contextlib.ExitStack) -> Guest:
+        run = self._serve(stack)
+        boot = self._source.first_boot(run)
+        config = self._described(boot, run)
+        machine = self._start(config, stack)
+        self._type(boot, machine, run)
+        if boot.installing:
+            limit = self._options.ssh_timeout
+            waiting.until_end(machine, run, "Waiting for the installer to finish", limit, "ssh_timeout")
+            self._ui.say("The installer is done; starting the installed system")
+            machine = self._start(hardware.from_disk(config), stack)
+        guest = stack.enter_context(self._reach(run).guest(machine, self._options.ssh_timeout))
+        self.keep(self._layers.steps[0], guest)
+        return guest
+
+    def _resumed(self, stack: contextlib.ExitStack) -> Guest | None:
+        """The guest as a layer has it. A layer that can't be used here is said, and the one before it tried."""
+        while self._layers.at >= 0:
+            step = self._layers.steps[self._layers.at]
+            with contextlib.ExitStack() as attempt:
+                try:
+                    guest = self._restored(step, attempt)
+                    stack.push(attempt.pop_all())
+                    return guest
+                except (GuestError, StoreError, CommandError) as error:
+                    self._ui.warning(f"The layer of step {step} can't be used: {error.message}")
+            self._layers.refuse()
+            self._layers.resume()
+        return None
+
+    def _restored(self, step: Step, stack: contextlib.ExitStack) -> Guest:
+        layer = self._layers.held[-1]
+        self._ui.say(f"Going on from step {step}, as it was left {duration(self._layers.age)} ago")
+        run = self._serve(stack, layer.path)
+        self._put_disks(run)
+        self._disks.tops = self._disks.overlays()
+        config = self._described(self._source.resumed(run, self._disks.tops), run)
+        if layer.has_memory:
+            machine = self._start(replace(config, incoming=layer.path / MEMORY), stack)
+        else:
+            machine = self._start(config if config.boot == "c" else hardware.from_disk(config), stack)
+        limit = min(self._options.ssh_timeout, _RESTORED) if layer.has_memory else self._options.ssh_timeout
+        guest = stack.enter_context(self._reach(run).guest(machine, limit))
+        if layer.has_memory and guest.communicator is not None and not set_clock(guest.communicator):
+            self._ui.warning("The guest's clock could not be set (that takes root, or sudo without a password)")
+        return guest
+
+    def _put_disks(self, run: Run) -> None:
+        """The disks of the layers that we go on from."""
+        held = self._layers.held
+        steps = {step.fingerprint: step for step in self._layers.steps}
+        names = [self._layers.name(steps[layer.record.fingerprint]) for layer in held]
+        self._disks.restore(held, names, self._source.image(run))
+
+    def _reach(self, run: Run) -> Reach:
+        return Reach(self._source, run, self._evidence)
+
+    def _end(self, guest: Guest) -> None:
+        """Until the machine is off; its disks are a layer then."""
+        assert self._machine is not None and self._run is not None
+        if guest.communicator is None:
+            limit, what = self._options.shutdown_timeout, "Waiting for the guest to power itself off"
+            waiting.until_end(self._machine, self._run, what, limit, "shutdown_timeout")
+        else:
+            shut_down(self._machine, guest, self._options, self._context, self._ui)
+        self._seals.shut_down(self._layers.steps[self._layers.number(SHUTDOWN)], self._run.key)
+
+    # -- the image
+
+    @property
+    def has_disks(self) -> bool:
+        """Whether layers hold the machine that was shut down, or even the finished image: no guest has to run."""
+        return self._layers.at >= self._layers.number(SHUTDOWN)
 
     def artifact(self) -> Artifact:
         """Compact every disk, write the manifest, put all under the final name."""
-        assert self._config is not None
         try:
-            made = export.publish(self._config, self._working, self._options, self._context, self._output, self._ui)
+            image = self._image()
+            self._disks.clear()
+            if self._layers.workspace is None:
+                self._disks.directory.rmdir()  # it lies in what will be published
+            with self._ui.step(f"Publishing {self._output.final}"):
+                made = self._output.publish(self._context, image.disks, self._ui, image.machine)
         except ImgbuildError as error:
             failure.report(error, self._evidence, self._ui)
-            if self._context.on_error is not OnError.CLEANUP and self._working.is_dir():
-                process.keep(self._output.work)
-                self._ui.say(f"The disks are kept: {self._working}")
+            if self._context.on_error is not OnError.CLEANUP and any(self._disks.directory.iterdir()):
+                self._keep_directories()
+                self._ui.say(f"The disks are kept: {self._disks.directory}")
             raise
         return replace(made, state={**self._data, **made.state})
 
+    def _image(self) -> export.Image:
+        step = self._layers.steps[self._layers.number(EXPORT)]
+        if self._layers.at == step.number:
+            self._ui.say(f"Nothing has changed since the image was made {duration(self._layers.age)} ago")
+            with contextlib.ExitStack() as stack:
+                self._data = self._reach(self._serve(stack, serving=False)).data()
+            return export.restore(self._layers.held[-1].path, self._options, self._context, self._output)
+        if self._config is None:
+            self._disks_from_layer()
+        assert self._config is not None
+        image = export.write(self._config, self._disks, self._options, self._context, self._output, self._ui)
+        if self._layers.keeps(step):
+            self._layers.keep(step, lambda layer: export.keep(image, layer))
+        return image
+
+    def _disks_from_layer(self) -> None:
+        """The disks of a machine that was shut down in an earlier build."""
+        self._ui.say(f"Going on from the machine that was shut down {duration(self._layers.age)} ago")
+        with contextlib.ExitStack() as stack:
+            run = self._serve(stack, self._layers.held[-1].path, serving=False)
+            self._put_disks(run)
+            self._data = self._reach(run).data()
+            drives = tuple(hardware.drive(self._options, path) for path in self._disks.sealed)
+            self._config = self._described(FirstBoot(drives, boot="c"), run)
+
     # -- before the guest runs
 
-    def _serve(self, stack: contextlib.ExitStack) -> Run:
-        key = sshkeys.for_build(self._options, self._runtime)
+    def _serve(self, stack: contextlib.ExitStack, layer: Path | None = None, *, serving: bool = True) -> Run:
+        """Keys, HTTP server, ports. `layer`: the guest in it knows the key that lies there."""
+        key = sealing.key_of(layer, self._runtime) if layer else sshkeys.for_build(self._options, self._runtime)
         runs: list[Run] = []
-        server = self._source.server(self._runtime, lambda: runs[0], self._saw)
+        server = self._source.server(self._runtime, lambda: runs[0], self._saw) if serving else None
         port = 0
         if server is not None:
             stack.enter_context(server)
             port = server.address[1]
             self._evidence.http = server
-            self._ui.say(
-                f"Serving the guest at http://{GUEST_VIEW}:{port}/ ({server.address[0]}:{port} of this machine)"
-            )
-        forward = self._own_forward(stack)
+            where = f"{server.address[0]}:{port} of this machine"
+            self._ui.say(f"Serving the guest at http://{GUEST_VIEW}:{port}/ ({where})")
         data = {
             "Name": system_disk_name(self._options, self._context.build_name),
             "OutputDir": str(self._output.work), "SSHPublicKey": self._public_key(key),
-            "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": forward or "",
+            "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": self._own_forward(stack) or "",
             "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
         }  # fmt: skip
-        runs.append(Run(self._working, self._runtime, self._ui, key, server, data))
+        runs.append(Run(self._disks.directory, self._runtime, self._ui, key, server, data))
+        self._run = runs[0]
         return runs[0]
 
     def _own_forward(self, stack: contextlib.ExitStack) -> int | None:
@@ -166,24 +242,24 @@ class MachineSession:
     def _saw(self, access: Access) -> None:
         self._ui.message(f"The guest fetched {access.path} ({access.status})")
 
-    def _machine(self, boot: FirstBoot, run: Run) -> MachineConfig:
+    def _described(self, boot: FirstBoot, run: Run) -> MachineConfig:
         choice = hardware.choose_accelerator(self._options, self._ui)
         config = hardware.machine_config(self._options, self._context, boot, choice, run.data)
-        config = replace(config, nvram=self._working / "efivars.fd")
+        config = replace(config, nvram=self._disks.nvram)
         if self._options.qmp_enable:
             path = config.qmp_socket_path or self._runtime / f"{config.name}.monitor"
             config = replace(config, qmp_socket_path=path)
             self._ui.message(f"QMP for you: {path}")
         hardware.warn_of_lost_parts(config, self._ui)
         hardware.mask_passwords(config, self._ui)
+        self._disks.tops = tuple(Path(drive.path) for drive in config.drives)
+        self._config = config
         return config
-
-    # -- the installation and the first boot
 
     def _start(self, config: MachineConfig, stack: contextlib.ExitStack) -> Machine:
         keepable = self._context.on_error is not OnError.CLEANUP
         machine = Machine(config, self._runtime, self._ui, may_survive=keepable)
-        self._evidence.machine = machine
+        self._evidence.machine = self._machine = machine
         what = f"{config.accelerator}, {config.cpus} CPU{'s' * (config.cpus > 1)}, {config.memory_mib} MiB"
         self._ui.say(f"Starting the machine ({what})")
         stack.enter_context(machine)
@@ -201,105 +277,13 @@ class MachineSession:
 
         if boot.typed and boot.boot_wait > 0:
             with self._ui.step(f"Waiting {duration(boot.boot_wait)} for the boot prompt"):
-                self._pause(boot.boot_wait, machine)
+                waiting.pause(boot.boot_wait, machine)
         for text, label in boot.typed:
             command = parse_boot_command(self._context.renderer.render(text, dot=run.data))
             with self._ui.step(label or "Typing the boot command"):
                 keyboard.type_command(
                     command, machine.monitor, waiter=wait_for, ui=self._ui, key_interval=boot.key_interval or None
                 )
-
-    @staticmethod
-    def _pause(seconds: float, machine: Machine) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            machine.check()
-            time.sleep(min(left, _POLL))
-
-    def _until_end(self, machine: Machine, run: Run, what: str, limit: float, key: str) -> None:
-        """Wait until the guest reboots or powers off by itself; the machine ends with that."""
-        began = time.monotonic()
-        watcher = symptoms.Watcher(machine.serial_log, machine.monitor)
-        with self._ui.step(what), self._ui.progress(what, limit, "seconds") as update:
-            while machine.running:
-                try:
-                    machine.check_health()
-                    self._look(watcher, run)
-                except GuestError:
-                    if machine.shutdown is None:
-                        raise
-                    break  # it ended while we looked
-                update(time.monotonic() - began)
-                if time.monotonic() - began > limit:
-                    raise GuestError(
-                        f"The guest did not end within {duration(limit)}", hint=f"raise {key} if it is slow"
-                    )
-                time.sleep(_POLL)
-            machine.wait_shutdown(_POLL)
-
-    def _look(self, watcher: symptoms.Watcher, run: Run) -> None:
-        """Raise what ends a wait at once: a fatal sign of the guest, a kickstart that can't be rendered."""
-        if run.http is not None and run.http.failures:
-            raise run.http.failures[0]
-        symptom = watcher.scan()
-        if symptom is not None and symptom.fatal:
-            raise GuestError(f"The guest can't go on: {symptom.sentence}", hint=symptom.advice)
-
-    # -- a guest that can be reached
-
-    @contextlib.contextmanager
-    def _reach(self, machine: Machine, run: Run) -> Iterator[Guest]:
-        address = f"{GUEST_VIEW}:{run.http.address[1]}" if run.http else ""
-        if self._options.communicator == "none":
-            self._evidence.ssh = False
-            yield Guest(None, {"PackerHTTPAddr": address}, address)
-            return
-        with SshCommunicator.of(self._options, self._port(machine, run), run.key, self._ui) as communicator:
-            self._connect(communicator, machine, run)
-            self._evidence.connected = True
-            self._data = self._guest_data(communicator, run, address)
-            yield Guest(communicator, self._data, address)
-
-    def _port(self, machine: Machine, run: Run) -> int | None:
-        """The port of this machine that leads to the guest. Never this machine's own SSH server: GuestError."""
-        o = self._options
-        port = machine.host_port or run.data["SSHHostPort"] or None
-        if port is None and o.ssh_host in ("", "localhost", "127.0.0.1", "::1") and o.ssh_port == 22:
-            raise GuestError(
-                "No port of this machine leads to the guest, so SSH would reach this machine itself",
-                hint="give ssh_host; or forward a port in your -netdev: hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22",
-            )
-        return port
-
-    def _connect(self, communicator: SshCommunicator, machine: Machine, run: Run) -> None:
-        """Wait for SSH, looking at screen and serial line meanwhile; later only at QEMU: scripts may print anything."""
-        watcher, limit, began = (
-            symptoms.Watcher(machine.serial_log, machine.monitor),
-            self._options.ssh_timeout,
-            time.monotonic(),
-        )
-        with self._ui.step("Waiting for SSH"), self._ui.progress("Waiting for SSH", limit, "seconds") as update:
-
-            def check() -> None:
-                machine.check()
-                self._look(watcher, run)
-                update(time.monotonic() - began)
-
-            communicator.connect(limit, check=check)
-        communicator.attend(machine.check_health)
-
-    def _guest_data(self, communicator: SshCommunicator, run: Run, address: str) -> dict[str, str]:
-        """What `{{build `Host`}}` and its like find."""
-        o = self._options
-        ip, _, port = address.partition(":")
-        return {
-            "ID": str(run.data["Name"]), "Host": communicator.host, "Port": str(communicator.port),
-            "User": o.ssh_username, "Password": o.ssh_password, "ConnType": "ssh",
-            "PackerRunUUID": self._context.run_uuid,
-            "PackerHTTPIP": ip, "PackerHTTPPort": port, "PackerHTTPAddr": address,
-            "SSHPublicKey": str(run.data["SSHPublicKey"]), "SSHPrivateKey": run.key.private if run.key else "",
-            "SSHPrivateKeyFile": o.ssh_private_key_file, "SSHAgentAuth": str(o.ssh_agent_auth).lower(),
-        }  # fmt: skip
 
     # -- when it fails
 
@@ -311,11 +295,11 @@ class MachineSession:
         except ImgbuildError as error:
             failure.report(error, self._evidence, self._ui)
             if self._wants_to_keep():
-                self._keep()
+                self._keep_machine()
             raise
         except KeyboardInterrupt:
             if self._context.on_error is OnError.ABORT:
-                self._keep()
+                self._keep_machine()
             raise
 
     def _wants_to_keep(self) -> bool:
@@ -325,13 +309,17 @@ class MachineSession:
             return self._ui.ask("[a]bort and keep the machine, or anything else to clean up?") == "a"
         return self._context.on_error in (OnError.ABORT, OnError.RUN_CLEANUP_PROVISIONER)
 
-    def _keep(self) -> None:
+    def _keep_directories(self) -> None:
+        process.keep(self._output.work)
+        self._layers.keep_workspace()
+
+    def _keep_machine(self) -> None:
         """Hand the machine over to the person: it, its disks and its keys outlive us."""
         machine, o = self._evidence.machine, self._options
         if machine is None or not machine.running:
             return
-        for path in (self._output.work, self._runtime):
-            process.keep(path)
+        process.keep(self._runtime)
+        self._keep_directories()
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))
@@ -339,4 +327,4 @@ class MachineSession:
         key = f" -i {o.ssh_private_key_file}" if o.ssh_private_key_file else key
         if port is not None:
             self._ui.message(f"ssh -p {port}{key} {o.ssh_username}@127.0.0.1")
-        self._ui.message(f"Its disks: {self._output.work}")
+        self._ui.message(f"Its disks: {self._disks.directory}")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from imagebuilder import __version__, process
+from imagebuilder.digests import digests
 from imagebuilder.errors import ImgbuildError, StoreError
 from imagebuilder.image import disk, manifest
-from imagebuilder.image.digests import digests
 from imagebuilder.image.manifest import Manifest, ManifestFile, load_manifest
 from imagebuilder.plugins import Artifact, BuildContext, Disk
 from imagebuilder.ui import Ui

@@ -63,6 +63,13 @@ def overlay(
         _qemu_img(["create", "-q", "-f", "qcow2", "-b", name, "-F", backing_format, aside, *size], _QUICK)
 
 
+def rebase(path: Path, backing: Path) -> None:
+    """Let an overlay stand on a file further down its chain, named by its full path; what lay between goes into it."""
+    format = _header(backing).format
+    _qemu_img(["rebase", "-q", "-f", "qcow2", "-b", backing.absolute(), "-F", format, path], _LONG)
+    _qemu_img(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing.resolve(), "-F", format, path], _QUICK)
+
+
 def info(path: Path, *, follow: bool = False) -> DiskInfo:
     """What an image is; the user's or a downloaded one as well.
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from imagebuilder.digests import digests
 from imagebuilder.errors import ChecksumError, ImgbuildError, StoreError
-from imagebuilder.image.digests import digests
 from imagebuilder.ui import Ui
 
 NAME = "manifest.json"

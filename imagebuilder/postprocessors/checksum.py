@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from imagebuilder.image.digests import digests
+from imagebuilder.digests import digests
 from imagebuilder.media.checksum import ALGORITHMS
 from imagebuilder.options import LATE, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Processed

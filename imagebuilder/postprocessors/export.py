@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from imagebuilder import process
+from imagebuilder.digests import digests
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.image import archive, disk, ovf
-from imagebuilder.image.digests import digests
 from imagebuilder.options import LATE, Bool, Int, Options, Text, Texts
 from imagebuilder.plugins import Artifact, BuildContext, Disk, Processed
 from imagebuilder.suggestion import did_you_mean

@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from imagebuilder.digests import digests
 from imagebuilder.errors import ImgbuildError, StoreError
-from imagebuilder.image.digests import digests
 from imagebuilder.image.manifest import ManifestFile, load_manifest
 from imagebuilder.options import LATE, Bool, Options, Text, TextMap
 from imagebuilder.plugins import Artifact, BuildContext, Processed

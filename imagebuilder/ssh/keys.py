@@ -12,6 +12,7 @@ import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from imagebuilder.errors import StoreError
 from imagebuilder.plugins import Communicator
 from imagebuilder.ssh.config import CommunicatorOptions
 from imagebuilder.ssh.keyfile import read_private_key
@@ -53,12 +54,22 @@ def generate(kind: str = "", bits: int = 0, comment: str = "imgbuild") -> KeyPai
     return KeyPair(f"{key.get_name()} {key.get_base64()} {comment}", private, key)
 
 
+def read(path: Path) -> KeyPair:
+    """A key pair that `KeyPair.write` wrote. StoreError when it isn't one."""
+    try:
+        key, private = read_private_key(path), path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"'{path}' is no key of a build: {error}") from error
+    return KeyPair(f"{key.get_name()} {key.get_base64()} imgbuild", private, key)
+
+
 def for_build(options: CommunicatorOptions, runtime: Path) -> KeyPair | None:
     """The key pair of a build that has no other login; its private half also lies in `runtime`/key (mode 0600)."""
     if not options.makes_key:
         return None
     comment = options.temporary_key_pair_name or "imgbuild"
     pair = generate(options.temporary_key_pair_type, options.temporary_key_pair_bits, comment)
+    (runtime / "key").unlink(missing_ok=True)
     pair.write(runtime / "key")
     return pair
 

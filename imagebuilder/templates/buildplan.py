@@ -11,7 +11,7 @@ from pydantic import Field
 from imagebuilder import plugins
 from imagebuilder.errors import Position, Problem, TemplateError
 from imagebuilder.gotemplate.tokens import ExpressionError
-from imagebuilder.options import Bool, Duration, Int, Options, Texts, kind
+from imagebuilder.options import Bool, Duration, Int, Options, Text, Texts, kind
 from imagebuilder.plugins import BuildContext, Builder, Kind, PostProcessor, Provisioner
 from imagebuilder.suggestion import did_you_mean
 from imagebuilder.templates.components import Decoded, Source, decode
@@ -32,6 +32,8 @@ class ProvisionerPlan:
     timeout: float
     max_retries: int
     position: Position
+    cache: bool = True  # false: never kept as a layer
+    cache_key: str = ""  # what its result depends on and we can't see
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class _ProvisionerKeys(_Selection):
     pause_before: Duration = 0.0
     timeout: Duration = 0.0
     max_retries: Int = Field(0, ge=0)
+    cache: Bool = True
+    cache_key: Text = ""
 
 
 class _PostProcessorKeys(_Selection):
@@ -122,7 +126,7 @@ class Planner:
             return None
         where = self.template.document.position(entry.route)
         times = (keys.pause_before, keys.timeout, keys.max_retries)
-        return ProvisionerPlan(entry.type, made[0], made[1], *times, where)
+        return ProvisionerPlan(entry.type, made[0], made[1], *times, where, keys.cache, keys.cache_key)
 
     def chain(self, entries: tuple[Entry, ...], skipped: Collection[str]) -> tuple[PostProcessorPlan, ...]:
         """The steps for this build; one that -except names ends the chain."""
