@@ -50,6 +50,8 @@ HARMLESS = frozenset(
     | {"http_bind_address", "http_port_min", "http_port_max"}
     # a comment that goes with the key that is removed at the end
     | {"temporary_key_pair_name"}
+    # whether layers are kept, not what is in them
+    | {"cache"}
     # no effect
     | {"run_once", "ssh_keypair_name", "boot_keygroup_interval", "http_interface", "http_network_protocol"}
     | {"winrm_username", "winrm_password", "winrm_host", "winrm_no_proxy", "winrm_port", "winrm_timeout"}
