@@ -135,6 +135,14 @@ def test_nothing_is_there_before_the_first_layer(store: Store, ui: Ui) -> None:
     assert store.hold(BASE, ui) is None
 
 
+@pytest.mark.parametrize("name", ["", "..", "A" * 64], ids=["empty", "above", "capitals"])
+def test_only_a_fingerprint_names_a_layer(store: Store, ui: Ui, name: str) -> None:
+    base = make(store, BASE)
+    with pytest.raises(ValueError, match="no fingerprint"):
+        store.hold(name, ui)
+    assert store.find(name) is None and store.layers() == [base]
+
+
 @pytest.mark.parametrize("before", [None, 0o755, 0o700], ids=["missing", "open", "private"])
 def test_everything_is_private(store: Store, before: int | None) -> None:
     if before is not None:

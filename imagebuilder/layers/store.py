@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imagebuilder import paths, process, whole
+from imagebuilder import digests, paths, process, whole
 from imagebuilder.errors import StoreError
-from imagebuilder.image import digests
 from imagebuilder.layers import locks
 from imagebuilder.layers.record import NAME, FileRecord, Layer, Record, read
 from imagebuilder.ui import Ui
@@ -68,6 +67,8 @@ class Store:
         What is broken is removed together with what stands on it, and the person is told.
         """
         self._open()
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise ValueError(f"'{fingerprint}' is no fingerprint")
         with contextlib.ExitStack() as unless_sound:
             held = unless_sound.enter_context(Held())
             chain = self._chain_of(fingerprint)
@@ -78,9 +79,10 @@ class Store:
                 self._touch(chain)
                 unless_sound.pop_all()
                 return held
-        place = broken.path if broken else self._unreadable(fingerprint)
-        if place is not None:
-            self._remove_broken(place, ui)
+        if broken is not None:
+            self._remove_broken(broken, ui)
+        else:
+            self._remove_unreadable(fingerprint, ui)
         return None
 
     def holding(self, layer: Layer) -> Held | None:
@@ -186,9 +188,9 @@ class Store:
     def _private(self, prefix: str) -> Iterator[Path]:
         self._open()
         path = self.directory / f"{prefix}{secrets.token_hex(8)}"
-        with process.temporary_path(path), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as until_removed, process.temporary_path(path):
             with self._writing():
-                stack.callback(os.close, _make_locked(path))
+                until_removed.callback(os.close, _make_locked(path))
             yield path
 
     def _places(self) -> list[Path]:
@@ -207,25 +209,25 @@ class Store:
             for layer in chain:
                 os.utime(layer.path / NAME)
 
-    def _unreadable(self, fingerprint: str) -> Path | None:
-        """What is there but isn't a layer, of a layer and all that it stands on."""
-        seen: set[str] = set()
-        while fingerprint and fingerprint not in seen:
-            seen.add(fingerprint)
-            path = self.directory / fingerprint
-            layer = read(path)
-            if layer is None:
-                return path if os.path.lexists(path) else None
-            fingerprint = layer.record.parent
-        return None
+    def _remove_broken(self, layer: Layer, ui: Ui) -> None:
+        _warn(layer.path, f" ({layer.record.title})" if layer.record.title else "", ui)
+        self._discard(layer.path, lambda: _same(layer, read(layer.path)))
+        self._remove_useless_above(layer.path)
 
-    def _remove_broken(self, path: Path, ui: Ui) -> None:
-        layer = read(path)
-        title = f" ({layer.record.title})" if layer is not None and layer.record.title else ""
-        ui.warning(f"The cached layer {path.name[:12]}{title} is broken: removing it and what stands on it")
+    def _remove_unreadable(self, fingerprint: str, ui: Ui) -> None:
+        """Remove what has the name of a layer, or of one that it stands on, but isn't one."""
+        path, seen = self.directory / fingerprint, set[Path]()
+        while (layer := read(path)) is not None and layer.record.parent and path not in seen:
+            seen.add(path)
+            path = self.directory / layer.record.parent
+        # Only once it is locked is it certain: another build may have put it there while we looked.
+        if layer is None and os.path.lexists(path) and self._discard(path, lambda: read(path) is None):
+            _warn(path, "", ui)
+            self._remove_useless_above(path)
+
+    def _remove_useless_above(self, path: Path) -> None:
         for descendant in self._descendants(path.name):
-            self.remove(descendant)
-        self._discard(path, lambda: layer is None or _same(layer, read(path)))
+            self._discard_useless(descendant.path)
 
     def _descendants(self, fingerprint: str) -> list[Layer]:
         """What stands on a layer, leaves first."""
@@ -244,7 +246,7 @@ class Store:
 
     def _discard(self, path: Path, still: Callable[[], bool]) -> bool:
         """Remove something of the store if nobody uses it and it is `still` what was meant once it is locked."""
-        if path.is_symlink() or path.is_file():
+        if path.is_symlink() or path.is_file():  # nothing of ours ever is
             with self._writing():
                 path.unlink(missing_ok=True)
             return True
@@ -252,13 +254,18 @@ class Store:
         if descriptor is None:
             return False
         try:
-            if not still():
-                return False
-            with self._writing(), process.temporary_path(self.directory / f"{_GONE}{secrets.token_hex(8)}") as gone:
-                path.rename(gone)
-            return True
+            return still() and self._rename_away(path)
         finally:
             os.close(descriptor)
+
+    def _rename_away(self, path: Path) -> bool:
+        """Delete something under a name that nobody looks for; False when a dead process's janitor was quicker."""
+        with self._writing(), process.temporary_path(self.directory / f"{_GONE}{secrets.token_hex(8)}") as gone:
+            try:
+                path.rename(gone)
+            except FileNotFoundError:
+                return False
+            return True
 
 
 class Making:
@@ -317,6 +324,10 @@ class Held:
 
 def _same(layer: Layer, now: Layer | None) -> bool:
     return now is not None and now.record.id == layer.record.id
+
+
+def _warn(path: Path, title: str, ui: Ui) -> None:
+    ui.warning(f"The cached layer {path.name[:12]}{title} is broken: removing it and what stands on it")
 
 
 def _make_locked(path: Path) -> int:
