@@ -21,16 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE / "work"
-IMGBUILD = HERE.parent / ".venv/bin/imgbuild"
-
-# The two tools put the network card into different slots, so it has different names: any card gets an address.
-ANY_CARD = [
-    "touch /etc/cloud/cloud-init.disabled",
-    "rm -f /etc/netplan/* /etc/systemd/network/*cloud-init*",
-    "printf '[Match]\\nType=ether\\n[Network]\\nDHCP=yes\\n' > /etc/systemd/network/10-any.network",
-]
+from peers import IMGBUILD, WORK, builder, make_base
 
 # A disk as provisioning leaves it (facts: 2.3 GB of qcow2): packages installed, large files written and deleted again.
 SCRIPTS = [
@@ -56,17 +47,9 @@ class Figures:
 def template(base: Path, key: Path, output: Path) -> dict[str, object]:
     """What both tools are given."""
     return {
-        "builders": [
-            {
-                "type": "qemu", "disk_image": True, "iso_url": str(base), "iso_checksum": "none",
-                "output_directory": str(output), "vm_name": "disk", "disk_size": "10G", "format": "qcow2",
-                "accelerator": "tcg", "headless": True, "cpus": 2, "memory": 1024, "disk_cache": "unsafe",
-                "boot_wait": "-1s", "ssh_username": "root", "ssh_private_key_file": str(key), "ssh_timeout": "10m",
-                "shutdown_command": "poweroff",
-            }
-        ],
+        "builders": [builder(base, key, output)],
         "provisioners": [{"type": "shell", "inline": lines} for lines in SCRIPTS],
-    }  # fmt: skip
+    }
 
 
 def shims(folder: Path) -> Path:
@@ -151,30 +134,6 @@ def measure(argv: list[str], folder: Path, output: Path) -> Figures:
     disk = output / "disk"
     size = disk.stat().st_blocks * 512 / 2**20
     return Figures(wall, watch.ended - watch.begun, began + wall - watch.ended, watch.peak, size)
-
-
-def make_base() -> tuple[Path, Path]:
-    """A Debian with a key of ours for root, made once."""
-    base, key = WORK / "base" / "disk", WORK / "key"
-    if not base.exists():
-        WORK.mkdir(parents=True, exist_ok=True)
-        if not key.exists():
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        public = key.with_suffix(".pub").read_text().strip()
-        plan = {
-            "builders": [
-                {
-                    "type": "bootstrap", "suite": "bookworm", "vm_name": "disk", "output_directory": str(WORK / "base"),
-                    "disk_size": "10G", "disk_compression": False, "memory": 1024, "cpus": 2, "seal": False,
-                }
-            ],
-            "provisioners": [
-                {"type": "shell", "inline": [f"echo '{public}' >> .ssh/authorized_keys", *ANY_CARD]}
-            ],
-        }  # fmt: skip
-        (WORK / "base.json").write_text(json.dumps(plan))
-        subprocess.run([str(IMGBUILD), "build", "--force", str(WORK / "base.json")], check=True)
-    return base, key
 
 
 def show(packer: list[Figures], ours: list[Figures]) -> None:
