@@ -13,13 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from imagebuilder.caching import Caching, layers_of
 from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
 from imagebuilder.image import artifact as artifacts
-from imagebuilder.layers.buildlayers import BuildLayers, Origin
-from imagebuilder.layers.chain import Limits, Step, find
-from imagebuilder.layers.store import Store
+from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.plugins import Artifact, BuildSession, Guest, OnError, Processed
-from imagebuilder.steps import steps, unkept
 from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.templates.template import Plan
 from imagebuilder.ui import Ui, duration
@@ -58,17 +56,6 @@ def check(plan: Plan) -> None:
         raise TemplateError(found)
 
 
-@dataclass(frozen=True)
-class Caching:
-    """What the person said about layers. `first`: run again from this step; `until`: end with that one; `max_age`: use
-    nothing older, in seconds."""
-
-    on: bool = True
-    first: str = ""
-    until: str = ""
-    max_age: float | None = None
-
-
 def run(plan: BuildPlan, ui: Ui, caching: Caching | None = None) -> BuildResult:
     """Run one build to its end; errors become part of the result, an interrupt too once all is cleaned up."""
     began = time.monotonic()
@@ -104,19 +91,6 @@ def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact], caching: Caching) -> lis
             kept.append(session.artifact())
         layers.prune()
     return post_process(plan.post_processors, kept[0], ui)
-
-
-def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
-    """The layers that a build may use and add to. Raises ImgbuildError for a step that isn't there."""
-    on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
-    found = steps(plan, ui, fetch=True) if on else unkept(plan)
-    origin = Origin(str(plan.context.template_path or "-"), plan.context.build_name)
-    last = find(found, caching.until).number if caching.until else None
-    return BuildLayers(found, Store() if on else None, origin, ui, limits_of(found, caching), last)
-
-
-def limits_of(found: Sequence[Step], caching: Caching) -> Limits:
-    return Limits(find(found, caching.first).number if caching.first else None, caching.max_age)
 
 
 def _interrupted(plan: BuildPlan, kept: Sequence[Artifact]) -> str:

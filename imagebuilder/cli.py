@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from imagebuilder import __version__, build, interrupt, planning, results, trial, ui, workers
+from imagebuilder.caching import Caching
 from imagebuilder.errors import ImgbuildError, TemplateError
 from imagebuilder.options import seconds
 from imagebuilder.plugins import OnError
@@ -209,8 +210,8 @@ def _plan(path: str, options: dict[str, Any]) -> template.Plan:
     )
 
 
-def _caching(options: dict[str, Any]) -> build.Caching:
-    return build.Caching(options["cache"], options["first"], options.get("until", ""), _age(options["cache_max_age"]))
+def _caching(options: dict[str, Any]) -> Caching:
+    return Caching(options["cache"], options["first"], options.get("until", ""), _age(options["cache_max_age"]))
 
 
 def _age(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from imagebuilder import __version__, ui
-from imagebuilder.build import Caching, limits_of
+from imagebuilder.caching import Caching, limits_of
 from imagebuilder.layers.chain import Verdict, judge
 from imagebuilder.layers.store import Store
 from imagebuilder.plugins import Outline

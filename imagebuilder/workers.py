@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from imagebuilder import build, interrupt
-from imagebuilder.build import BuildResult, Caching
+from imagebuilder.build import BuildResult
+from imagebuilder.caching import Caching
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.plugins import OnError
 from imagebuilder.templates.buildplan import BuildPlan

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from imagebuilder import build
+from imagebuilder.caching import Caching
 from imagebuilder.errors import GuestError, ImgbuildError
+from imagebuilder.layers import chain as layers
+from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.options import Options
 from imagebuilder.plugins import Artifact, BuildContext, Guest, OnError, Processed
 from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
@@ -44,14 +47,20 @@ def planned(component: Step, **keys: Any) -> ProvisionerPlan:
 
 
 class Session:
+    has_disks = False
+
     def __init__(self, artifact: Artifact) -> None:
         self.made, self.log = artifact, list[str]()
 
     @contextmanager
-    def guest(self) -> Iterator[Guest]:
+    def guest(self, *, end: bool = True) -> Iterator[Guest]:
         self.log.append("boot")
         yield Guest(None, {})
-        self.log.append("shutdown")
+        if end:
+            self.log.append("shutdown")
+
+    def keep(self, step: layers.Step, guest: Guest) -> None:
+        self.log.append(f"keep {step.number}")
 
     def artifact(self) -> Artifact:
         self.log.append("export")
@@ -62,8 +71,11 @@ class Builder:
     def __init__(self, session: Session) -> None:
         self.one = session
 
+    def steps(self, ui: Ui, *, fetch: bool) -> tuple[layers.Step, ...]:
+        return tuple(layers.Step(name, name, ()) for name in (layers.BASE, layers.SHUTDOWN, layers.EXPORT))
+
     @contextmanager
-    def session(self, ui: Ui) -> Iterator[Session]:
+    def session(self, ui: Ui, kept: BuildLayers) -> Iterator[Session]:
         yield self.one
 
 
@@ -80,18 +92,33 @@ def make(tmp_path: Path, *steps: ProvisionerPlan, **keys: Any) -> tuple[BuildPla
     ), session
 
 
-def run(plan: BuildPlan) -> tuple[build.BuildResult, list[Event]]:
+def run(plan: BuildPlan, until: str = "") -> tuple[build.BuildResult, list[Event]]:
     events: list[Event] = []
-    return build.run(plan, Ui("b", events.append)), events
+    return build.run(plan, Ui("b", events.append), Caching(on=False, until=until)), events
 
 
 def test_the_story_in_order(tmp_path: Path) -> None:
     step = Step()
     plan, session = make(tmp_path, planned(step))
     result, _ = run(plan)
-    assert session.log == ["boot", "shutdown", "export"]
+    assert session.log == ["boot", "keep 1", "shutdown", "export"]
     assert step.calls == 1
     assert [artifact.id for artifact in result.artifacts] == ["VM"]
+
+
+def test_until_ends_it_early(tmp_path: Path) -> None:
+    first, second = Step(), Step()
+    plan, session = make(tmp_path, planned(first), planned(second))
+    result, _ = run(plan, until="1")
+    assert (first.calls, second.calls, session.log) == (1, 0, ["boot", "keep 1"])
+    assert result.artifacts == () and result.error is None
+
+
+def test_a_step_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    plan, session = make(tmp_path, planned(Step()))
+    result, _ = run(plan, until="nothing")
+    assert "there is no step 'nothing'" in str(result.error)
+    assert session.log == []
 
 
 def test_a_failing_provisioner_is_tried_again_as_often_as_max_retries_says(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What a person says about layers, and the layers of one build that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imagebuilder.layers.buildlayers import BuildLayers, Origin
+from imagebuilder.layers.chain import Limits, Step, find
+from imagebuilder.layers.store import Store
+from imagebuilder.steps import steps, unkept
+from imagebuilder.templates.buildplan import BuildPlan
+from imagebuilder.ui import Ui
+
+
+@dataclass(frozen=True)
+class Caching:
+    """What the person said about layers. `first`: run again from this step; `until`: end with that one; `max_age`: use
+    nothing older, in seconds."""
+
+    on: bool = True
+    first: str = ""
+    until: str = ""
+    max_age: float | None = None
+
+
+def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
+    """The layers that a build may use and add to. Raises ImgbuildError for a step that isn't there."""
+    on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
+    found = steps(plan, ui, fetch=True) if on else unkept(plan)
+    origin = Origin(str(plan.context.template_path or "-"), plan.context.build_name)
+    last = find(found, caching.until).number if caching.until else None
+    return BuildLayers(found, Store() if on else None, origin, ui, limits_of(found, caching), last)
+
+
+def limits_of(found: Sequence[Step], caching: Caching) -> Limits:
+    """What may be used. Raises ImgbuildError for a step that isn't there."""
+    return Limits(find(found, caching.first).number if caching.first else None, caching.max_age)
