@@ -6,9 +6,11 @@ A handshake costs an emulated guest one to three seconds, so everything goes thr
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import paramiko
 
@@ -24,6 +26,7 @@ from imagebuilder.ssh.login import Login, authenticate, negotiate
 from imagebuilder.ssh.pulse import Pulse
 from imagebuilder.ssh.run import Sink, TimedOut, execute
 from imagebuilder.ssh.settings import SshSettings
+from imagebuilder.ssh.terminal import Streams, converse
 from imagebuilder.ui import Ui, duration
 
 _PAUSE = 0.5  # seconds between two attempts
@@ -246,6 +249,13 @@ class SshCommunicator:
         lines: list[str] = []
         self.run(command, on_line=lines.append, timeout=_QUESTION_TIMEOUT * 5)
         return "\n".join(lines)
+
+    def shell(
+        self, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None, stderr: IO[bytes] | None = None
+    ) -> int:
+        """The user's login shell on these streams (by default ours); its exit status. See `terminal.converse`."""
+        streams = Streams(stdin or sys.stdin.buffer, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
+        return converse(self._session, streams, self._ui, alive=self._alive, forward_agent=self.settings.forward_agent)
 
     def _first_output(self, command: str) -> str:
         assert self._transport is not None
