@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagebuilder.builders.workspace import Workspace
-from imagebuilder.errors import StoreError
+from imagebuilder.errors import GuestError, StoreError
 from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.layers.chain import Step
 from imagebuilder.layers.record import MEMORY
@@ -29,7 +29,8 @@ class Seals:
 
     def running(self, step: Step, machine: Machine, guest: Guest, key: sshkeys.KeyPair | None) -> None:
         """Keep a running machine; it goes on afterwards. Where that can't be done, it is said, once."""
-        if not self._layers.keeps(step) or guest.communicator is None:
+        alive = machine.running and machine.shutdown is None  # else a provisioner has powered it off
+        if not self._layers.keeps(step) or guest.communicator is None or not alive:
             self._layers.passed(step)
             return
         communicator = guest.communicator
@@ -37,8 +38,8 @@ class Seals:
             self._layers.keep(
                 step, lambda layer: self._fill(machine, communicator, layer, self._layers.name(step), key)
             )
-        except QmpError as error:
-            self._ui.warning(f"The steps of this build can't be kept as layers: {error.message}")
+        except GuestError as error:  # QEMU refuses, or the guest is just going down
+            self._ui.warning(f"Step {step} can't be kept as a layer: {error.message}")
             self._layers.passed(step)
 
     def shut_down(self, step: Step, key: sshkeys.KeyPair | None) -> None:

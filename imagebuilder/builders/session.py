@@ -35,8 +35,6 @@ from imagebuilder.ssh import keys as sshkeys
 from imagebuilder.ssh.keyfile import read_private_key
 from imagebuilder.ui import Ui, duration
 
-_RESTORED = 60.0  # seconds, at most, until a guest that was restored answers: it was up when its layer was made
-
 
 @contextlib.contextmanager
 def open_session(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[MachineSession]:
@@ -125,8 +123,7 @@ class MachineSession:
             machine = self._start(replace(config, incoming=layer.path / MEMORY), stack)
         else:
             machine = self._start(config if config.boot == "c" else hardware.from_disk(config), stack)
-        limit = min(self._options.ssh_timeout, _RESTORED) if layer.has_memory else self._options.ssh_timeout
-        guest = stack.enter_context(self._reach(run).guest(machine, limit))
+        guest = stack.enter_context(self._reach(run).guest(machine, self._options.ssh_timeout))
         if layer.has_memory and guest.communicator is not None and not set_clock(guest.communicator):
             self._ui.warning("The guest's clock could not be set (that takes root, or sudo without a password)")
         return guest
