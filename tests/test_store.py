@@ -148,10 +148,10 @@ def test_everything_is_private(store: Store, before: int | None) -> None:
     if before is not None:
         store.directory.mkdir()
         store.directory.chmod(before)
-    with store.making(record(BASE)) as making, store.workspace() as work:
+    with store.making(record(BASE)) as making:
         (making.path / "key").write_text("secret")
         (making.path / "key").chmod(0o644)
-        assert (mode(making.path), mode(work)) == (0o700, 0o700)
+        assert mode(making.path) == 0o700
         layer = making.keep()
     assert layer is not None
     assert (mode(store.directory), mode(layer.path)) == (0o700, 0o700)
@@ -162,13 +162,16 @@ def test_everything_is_private(store: Store, before: int | None) -> None:
 def test_a_directory_of_another_user_is_not_trusted(store: Store) -> None:
     store.directory.mkdir()
     os.chown(store.directory, 12345, 12345)
-    with pytest.raises(StoreError, match="another user"), store.workspace():
+    with pytest.raises(StoreError, match="another user"), store.making(record(BASE)):
         pass
 
 
 def test_a_directory_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="can't write layers"), Store(tmp_path / "file" / "layers").workspace():
+    with (
+        pytest.raises(StoreError, match="can't write layers"),
+        Store(tmp_path / "file" / "layers").making(record(BASE)),
+    ):
         pass
 
 
@@ -219,8 +222,8 @@ def test_a_broken_layer_goes_with_what_stands_on_it(
 
 
 def test_a_file_in_a_layers_place_is_no_layer_and_makes_room(store: Store) -> None:
-    with store.workspace():
-        (store.directory / BASE).write_text("rubbish")
+    store.directory.mkdir(mode=0o700)
+    (store.directory / BASE).write_text("rubbish")
     assert store.layers() == [] and make(store, BASE) is not None
 
 
@@ -310,16 +313,15 @@ def test_errors_of_a_connection_are_not_the_stores(store: Store) -> None:
 
 
 MAKING = (
-    f"with store.making(Record(fingerprint={BASE!r})) as making, store.workspace() as work:\n"
+    f"with store.making(Record(fingerprint={BASE!r})) as making:\n"
     "    (making.path / 'disk0.qcow2').write_bytes(b'x' * 100000)\n"
-    "    (work / 'disk').touch()\n"
     "    print('ready', flush=True); time.sleep(60)\n"
 )
 
 
 def test_a_killed_build_leaves_nothing(store: Store) -> None:
     with another_process(store, MAKING) as child:
-        assert len(names(store)) == 2 and store.layers() == []
+        assert len(names(store)) == 1 and store.layers() == []
         child.kill()
     until(lambda: names(store) == [])  # the janitor
 
@@ -327,21 +329,12 @@ def test_a_killed_build_leaves_nothing(store: Store) -> None:
 def test_what_a_power_failure_left_is_swept_and_what_lives_is_not(store: Store) -> None:
     with another_process(store, MAKING):
         living = names(store)
-        for name in (".making-dead", ".work-dead", ".gone-dead", "d" * 64, ".work-kept"):
+        for name in (".making-dead", ".gone-dead", "d" * 64):
             (store.directory / name).mkdir()
             (store.directory / name / "disk0.qcow2").touch()
-        (store.directory / ".work-kept" / ".kept").touch()
         with store.making(record(BASE)) as ours:
             store.sweep()
-            assert names(store) == sorted([*living, ours.path.name, ".work-kept"])
-
-
-def test_a_kept_workspace_survives(store: Store) -> None:
-    with store.workspace() as work:
-        (work / "disk0.qcow2").touch()
-        store.keep_workspace(work)
-    store.sweep()
-    assert (work / "disk0.qcow2").exists()
+            assert names(store) == sorted([*living, ours.path.name])
 
 
 @pytest.mark.parametrize("held", [BASE, SHELL, LAST], ids=["base", "middle", "leaf"])

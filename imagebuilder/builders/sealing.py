@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagebuilder.builders.workspace import Workspace
-from imagebuilder.errors import GuestError, StoreError
+from imagebuilder.errors import GuestError, ImgbuildError, StoreError
 from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.layers.chain import Step
 from imagebuilder.layers.record import MEMORY
 from imagebuilder.plugins import Communicator, Guest
 from imagebuilder.qemu import snapshot
 from imagebuilder.qemu.machine import Machine
-from imagebuilder.qemu.qmp import QmpError
 from imagebuilder.ssh import keys as sshkeys
 from imagebuilder.ui import Ui
 
@@ -75,7 +74,7 @@ class Seals:
         try:
             overlays = self._disks.overlays()
             snapshot.seal(machine.monitor, overlays)
-        except QmpError:
+        except ImgbuildError:
             self._disks.tops, self._disks.sealed = before, below
             raise
         self._disks.tops = overlays

@@ -56,8 +56,8 @@ class MachineSession:
         self._source, self._output, self._runtime, self._ui, self._layers = source, output, runtime, ui, layers
         self._options, self._context = source.options, source.context
         self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
-        working = layers.workspace or output.work / "working"
-        working.mkdir(exist_ok=True)
+        working = output.work / "working"
+        working.mkdir()
         self._disks = Workspace(working)
         self._seals = sealing.Seals(self._disks, layers, ui)
         self._config: MachineConfig | None = None
@@ -160,14 +160,13 @@ class MachineSession:
         try:
             image = self._image()
             self._disks.clear()
-            if self._layers.workspace is None:
-                self._disks.directory.rmdir()  # it lies in what will be published
+            self._disks.directory.rmdir()  # it lies in what will be published
             with self._ui.step(f"Publishing {self._output.final}"):
                 made = self._output.publish(self._context, image.disks, self._ui, image.machine)
         except ImgbuildError as error:
             failure.report(error, self._evidence, self._ui)
-            if self._context.on_error is not OnError.CLEANUP and any(self._disks.directory.iterdir()):
-                self._keep_directories()
+            if self._context.on_error is not OnError.CLEANUP and self._disks.directory.is_dir():
+                process.keep(self._output.work)
                 self._ui.say(f"The disks are kept: {self._disks.directory}")
             raise
         return replace(made, state={**self._data, **made.state})
@@ -306,17 +305,13 @@ class MachineSession:
             return self._ui.ask("[a]bort and keep the machine, or anything else to clean up?") == "a"
         return self._context.on_error in (OnError.ABORT, OnError.RUN_CLEANUP_PROVISIONER)
 
-    def _keep_directories(self) -> None:
-        process.keep(self._output.work)
-        self._layers.keep_workspace()
-
     def _keep_machine(self) -> None:
         """Hand the machine over to the person: it, its disks and its keys outlive us."""
         machine, o = self._evidence.machine, self._options
         if machine is None or not machine.running:
             return
-        process.keep(self._runtime)
-        self._keep_directories()
+        for path in (self._output.work, self._runtime):
+            process.keep(path)
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))

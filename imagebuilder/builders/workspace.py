@@ -6,6 +6,7 @@ those names is a link to its layer's file (qcow2 format, § header: backing file
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -70,12 +71,22 @@ class Workspace:
     def fill(self, layer: Path) -> None:
         """Put the sealed disks and the UEFI variables into a layer's directory."""
         for number, path in enumerate(self.sealed):
-            os.link(path, layer / f"disk{number}.qcow2")
+            _link_or_copy(path, layer / f"disk{number}.qcow2")
         if self.nvram.is_file():
             shutil.copyfile(self.nvram, layer / NVRAM)
 
     def _named(self, name: str, count: int) -> tuple[Path, ...]:
         return tuple(self.directory / f"{name}.{number}" for number in range(count))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name where that can be; on another file system a copy. OSError, CommandError."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        copy(source, target)
 
 
 def disks(layer: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder.errors import StoreError
+from imagebuilder.errors import CommandError, StoreError
 from imagebuilder.layers import prune
 from imagebuilder.layers.chain import EXPORT, Limits, Step, deepest, usable
 from imagebuilder.layers.record import Layer, Record
@@ -31,10 +31,7 @@ class Origin:
 
 
 class BuildLayers:
-    """What a build uses of a store, and adds to it: a context manager, which lets go of all of it.
-
-    `workspace` is where its disks are worked on, in the store's file system; None when there is no store (-no-cache).
-    """
+    """What a build uses of a store, and adds to it: a context manager, which lets go of all of it."""
 
     def __init__(
         self, steps: Sequence[Step], store: Store | None, origin: Origin, ui: Ui, limits: Limits,
@@ -42,25 +39,21 @@ class BuildLayers:
     ) -> None:  # fmt: skip
         self.steps = tuple(steps)
         self.last = len(steps) - 1 if last is None else last  # -until: the last step there shall be
-        self.workspace: Path | None = None
         self._store, self._origin, self._ui, self._limits = store, origin, ui, limits
         self._held: Held | None = None
         self._at = -1  # the step whose state we have: restored or made
         self._parent: Record | None = None  # the record of its layer; None when there is none, and none can follow
         self._refused: set[str] = set()
         self._claimed = contextlib.ExitStack()
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> BuildLayers:
         if self._store is not None:
             self._store.sweep()
-            self.workspace = self._stack.enter_context(self._store.workspace())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._claimed.close()
         self._release()
-        self._stack.close()
 
     # -- going on from what is there
 
@@ -169,7 +162,7 @@ class BuildLayers:
                 kept = making.keep(replace=self._replaces(step))
                 if kept is not None:
                     self._hold_more(kept)
-        except StoreError as error:
+        except (StoreError, CommandError) as error:
             self._ui.warning(f"Step {step} is not kept: {error.message}")
         self._parent = kept.record if kept is not None else None
         if kept is not None:
@@ -199,11 +192,6 @@ class BuildLayers:
         """Tell other builds what we do next; when one of them is at it already, both do it and one layer stays."""
         if self._store is not None and self._at < self.last:
             self._claim(self._store)
-
-    def keep_workspace(self) -> None:
-        """Leave the disks where they are, for the person who looks at a failed machine."""
-        if self._store is not None and self.workspace is not None:
-            self._store.keep_workspace(self.workspace)
 
     def prune(self) -> None:
         """Bring the store back to its size limit; what is in use stays."""

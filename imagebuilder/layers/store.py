@@ -2,7 +2,6 @@
 
     layers/FINGERPRINT/   a layer: layer.json and the files that it names
     layers/.making-*/     one being written; it gets its name when it is complete and on the disk
-    layers/.work-*/       a build's working disks; in the same file system, so that a sealed one is linked into a layer
     layers/.gone-*/       what is being deleted
     layers/lock           its bytes tell which steps are being made just now
 
@@ -30,7 +29,7 @@ from imagebuilder.ui import Ui
 
 __all__ = ["Held", "Layer", "Making", "Record", "Store"]
 
-_MAKING, _WORK, _GONE, _KEPT = ".making-", ".work-", ".gone-", ".kept"
+_MAKING, _GONE = ".making-", ".gone-"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # a file system's, not a connection's
 _HINT = "make room there, or name another place by IMGBUILD_CACHE_DIR"
@@ -107,18 +106,6 @@ class Store:
                 raise self._failure(error) from error
 
     @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
-        """A directory for a build's working disks; gone at the end of the block, and when we are killed in it."""
-        with self._private(_WORK) as path:
-            yield path
-
-    def keep_workspace(self, path: Path) -> None:
-        """Leave a workspace where it is, for the person who looks at a failed machine."""
-        with self._writing():
-            (path / _KEPT).touch(mode=0o600)
-        process.keep(path)
-
-    @contextlib.contextmanager
     def claim(self, fingerprint: str) -> Iterator[bool]:
         """Whether nobody else makes this step just now; until the block ends nobody else will. Doesn't wait."""
         self._open()
@@ -140,7 +127,7 @@ class Store:
         """Remove what can't be used and nobody uses: left by a dead process, broken, or without what it stands on."""
         self._open()
         for path in self.directory.iterdir():
-            if path.name.startswith((_MAKING, _WORK, _GONE)) and not (path / _KEPT).exists():
+            if path.name.startswith((_MAKING, _GONE)):
                 self._discard(path, lambda: True)
         for path in self._places():
             self._discard_useless(path)
