@@ -49,6 +49,20 @@ def open_session(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[Machin
         yield MachineSession(source, output, runtime, ui, layers)
 
 
+@contextlib.contextmanager
+def resumed_guest(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[Guest]:
+    """The guest as the layer that `layers` holds has it, to look around in: nothing is kept, no output is claimed.
+
+    Raises GuestError, StoreError, CommandError when it can't be restored.
+    """
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(process.temporary_directory())
+        output = Output(runtime / "output")  # only a name: its work lies beside it, in what is gone at the end
+        output.work.mkdir(mode=0o700)
+        session = MachineSession(source, output, runtime, ui, layers)
+        yield session._restored(layers.steps[layers.at], stack)
+
+
 class MachineSession:
     """Owns the machine of one build from its first boot to its shutdown, then its disks."""
 
