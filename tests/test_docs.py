@@ -20,8 +20,8 @@ TITLES: dict[plugins.Kind, tuple[str, str]] = {
 }
 CORE: dict[plugins.Kind, str] = {
     "builders": "Every builder also takes `type` and `name`.",
-    "provisioners": "Every provisioner also takes `type`, `only`, `except`, `override`, `pause_before`, `timeout` and "
-    "`max_retries`.",
+    "provisioners": "Every provisioner also takes `type`, `only`, `except`, `override`, `pause_before`, `timeout`, "
+    "`max_retries`, and `cache` and `cache_key` ([layers](layers.md)).",
     "post_processors": "Every post-processor also takes `type`, `name`, `only`, `except` and `keep_input_artifact`.",
 }
 
