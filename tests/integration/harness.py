@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from imagebuilder.layers.record import Layer
+from imagebuilder.layers.store import Store
+from tests.testdistro import TestDistro, kickstart
 
 ARGV = [sys.executable, "-c", "from imagebuilder.cli import main; main()"]
 
@@ -32,6 +39,16 @@ class Outcome:
 
     def texts(self, kind: str) -> list[str]:
         return [event["text"] for event in self.events if event["kind"] == kind]
+
+    @property
+    def ran(self) -> list[str]:
+        """The script files that ran, in their order."""
+        return [found[1] for text in self.texts("say") if (found := re.match("Running script '(.*)'", text))]
+
+    @property
+    def machines(self) -> int:
+        """How many times a machine was started."""
+        return sum(text.startswith("Starting the machine") for text in self.texts("say"))
 
 
 @dataclass
@@ -136,3 +153,117 @@ def leftovers(directory: Path) -> list[str]:
     """Files under the directory that a build makes on its way: work directories, temporary files, half images."""
     names = [str(path.relative_to(directory)) for path in directory.rglob("*")]
     return [name for name in names if "imgbuild-" in name or ".tmp" in name or name.split("/")[-1].startswith(".")]
+
+
+@dataclass(frozen=True)
+class Small:
+    """An installed test distribution to build on, which is quicker than installing it."""
+
+    image: Path
+    key: Path  # private; root's
+
+    def builder(self, **keys: Any) -> dict[str, Any]:
+        return {**_machine(self.key), "disk_image": True, "iso_url": str(self.image), **keys}
+
+
+def _machine(key: Path) -> dict[str, Any]:
+    return {
+        "type": "qemu", "name": "tiny", "iso_checksum": "none", "memory": 256, "cpus": 1, "disk_size": "1G",
+        "disk_cache": "unsafe", "output_directory": "output", "vm_name": "disk.qcow2", "ssh_username": "root",
+        "ssh_timeout": "3m", "ssh_private_key_file": str(key), "shutdown_command": "poweroff",
+    }  # fmt: skip
+
+
+def installation(distro: TestDistro, key: Path, **keys: Any) -> dict[str, Any]:
+    """A builder that installs from a kickstart, which it serves."""
+    public = key.with_suffix(".pub").read_text().strip()
+    return {
+        **_machine(key), "iso_url": str(distro.iso), "kernel": "iso:/images/pxeboot/vmlinuz",
+        "initrd": "iso:/images/pxeboot/initrd.img", "wait_for_reset": True,
+        "kernel_args": "console=ttyS0 inst.ks=http://{{ .HTTPIP }}:{{ .HTTPPort }}/ks.cfg",
+        "http_content": {"/ks.cfg": kickstart(ssh_public_key=public)}, **keys,
+    }  # fmt: skip
+
+
+def installed(distro: TestDistro, directory: Path) -> Small:
+    """Install it, without layers."""
+    key = directory / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    template = {"builders": [installation(distro, key)]}
+    outcome = run("build", "-no-cache", written(directory / "t.json", template), cwd=directory)
+    assert outcome.code == 0, outcome.text
+    return Small(directory / "output/disk.qcow2", key)
+
+
+@dataclass
+class Project:
+    """A directory with a template, the scripts that it names, and a cache of its own."""
+
+    directory: Path
+    template: dict[str, Any]
+    name: str = "t.json"
+
+    def copy(self, directory: Path) -> Project:
+        """Another of the same, with the same layers."""
+        shutil.copytree(self.directory, directory)
+        return Project(directory, json.loads(json.dumps(self.template)))
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"IMGBUILD_CACHE_DIR": str(self.directory / "cache")}
+
+    @property
+    def builder(self) -> dict[str, Any]:
+        """The first one, to be changed."""
+        found: dict[str, Any] = self.template["builders"][0]
+        return found
+
+    def write(self, name: str, *lines: str) -> None:
+        """A script."""
+        (self.directory / name).write_text("\n".join(["#!/bin/sh", "set -e", *lines, ""]), encoding="utf-8")
+
+    def written(self) -> str:
+        return Path(written(self.directory / self.name, self.template)).name
+
+    def build(self, *options: str, good: bool = True, env: dict[str, str] | None = None) -> Outcome:
+        """Replaces the image of an earlier build."""
+        arguments = ("build", "-force", *options, self.written())
+        outcome = run(*arguments, cwd=self.directory, env={**self.env, **(env or {})})
+        assert (outcome.code == 0) is good, outcome.text
+        return outcome
+
+    def plan(self, *options: str) -> list[dict[str, Any]]:
+        """What `imgbuild plan` says of the first build's steps."""
+        outcome = run("plan", *options, self.written(), cwd=self.directory, env=self.env)
+        assert outcome.code == 0, outcome.text
+        found: list[dict[str, Any]] = next(event["layers"] for event in outcome.events if event["kind"] == "plan")
+        return found
+
+    def store(self) -> Store:
+        return Store(self.directory / "cache/layers")
+
+    def layer(self, step: int) -> Layer:
+        """The only layer that there is of a step."""
+        (found,) = [layer for layer in self.store().layers() if layer.record.step == step]
+        return found
+
+    @property
+    def image(self) -> Path:
+        return self.directory / "output/disk.qcow2"
+
+
+def unsound(store: Store) -> list[str]:
+    """What lies in a store of layers and shouldn't: half of one, broken ones, something else."""
+    whole = {layer.path: layer for layer in store.layers()}
+    places = [path for path in store.directory.iterdir() if path.name != "lock"] if store.directory.is_dir() else []
+    wrong = [path.name for path in places if path not in whole]
+    for layer in whole.values():
+        files = {path: expected.sha256 for path, expected in layer.files()}
+        wrong += [str(path) for path, digest in files.items() if hashed(path) != digest]
+        wrong += [str(path) for path in layer.path.iterdir() if path.stat().st_mode & 0o077]
+    return wrong
+
+
+def hashed(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
