@@ -10,23 +10,23 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from imagebuilder import __version__, build, interrupt, planning, results, trial, ui, workers
+from imagebuilder import __version__, build, commandline, interrupt, layercli, planning, results, trial, ui, workers
 from imagebuilder.caching import Caching
+from imagebuilder.commandline import SELECTION, TEMPLATE, VARIABLES, console_of, plan_of
 from imagebuilder.errors import ImgbuildError, TemplateError
-from imagebuilder.options import seconds
 from imagebuilder.plugins import OnError
 from imagebuilder.templates import template
 
-_BOOLEAN = frozenset(
-    {"color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel", "cache"}
-)
-F = TypeVar("F", bound=Callable[..., Any])
+_BOOLEAN = frozenset({
+    "color", "debug", "force", "timestamp-ui", "machine-readable", "json", "syntax-only", "parallel", "cache",
+    "dry-run", "all",
+})  # fmt: skip
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
@@ -51,25 +51,7 @@ def _hoist(arguments: list[str]) -> tuple[list[str], str]:
     return [word for word in arguments if word not in styles], style
 
 
-def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    def apply(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-_TEMPLATE = click.argument("path", metavar="TEMPLATE")
-_VARIABLES = _options(
-    click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated."),
-    click.option("--var-file", "var_files", multiple=True, metavar="FILE", help="JSON or YAML file of variables."),
-)
-_SELECTION = _options(
-    click.option("--only", metavar="A,B", help="Only the builds with these names."),
-    click.option("--except", "except_", metavar="A,B", help="Not the builds and post-processors with these names."),
-)
-_CACHING = _options(
+_CACHING = commandline.options(
     click.option("--cache/--no-cache", default=True, help="Keep every step as a layer, and use what is kept."),
     click.option(
         "--from", "first", default="", metavar="STEP", help="Run again from this step (number, name or title)."
@@ -92,9 +74,9 @@ def main_group() -> None:
 
 
 @main_group.command("build", epilog="Example: imgbuild build -only=qemu -var 'version=12' debian-12.json")
-@_TEMPLATE
-@_VARIABLES
-@_SELECTION
+@TEMPLATE
+@VARIABLES
+@SELECTION
 @click.option("--force/--no-force", help="Replace an earlier image of this name.")
 @click.option(
     "--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine."
@@ -109,9 +91,9 @@ def main_group() -> None:
 @click.pass_context
 def build_command(context: click.Context, /, path: str, **options: Any) -> None:
     """Build the images of TEMPLATE ('-': standard input)."""
-    plan = _plan(path, options)
+    plan = plan_of(path, options)
     build.check(plan)
-    console = _console(context, options["color"], options["timestamp_ui"])
+    console = console_of(context, options["color"], options["timestamp_ui"])
     _warn(plan.warnings, console)
     at_once = 1 if not options["parallel"] else options["parallel_builds"]
     try:
@@ -122,45 +104,45 @@ def build_command(context: click.Context, /, path: str, **options: Any) -> None:
 
 
 @main_group.command("validate", epilog="Example: imgbuild validate -var-file=ci.json centos.json")
-@_TEMPLATE
-@_VARIABLES
-@_SELECTION
+@TEMPLATE
+@VARIABLES
+@SELECTION
 @click.option("--syntax-only/--no-syntax-only", help="Only look whether the file can be read.")
 @click.pass_context
 def validate_command(context: click.Context, /, path: str, syntax_only: bool, **options: Any) -> None:
     """Report everything that is wrong with TEMPLATE; nothing is started."""
-    console = _console(context)
+    console = console_of(context)
     if syntax_only:
         template.load_template(path).check()
         console.show(ui.Event("say", "", "Syntax-only check passed. Everything looks okay."))
         return
-    plan = _plan(path, options)
+    plan = plan_of(path, options)
     build.check(plan)
     _warn(plan.warnings, console)
     console.show(ui.Event("say", "", "The template is valid."))
 
 
 @main_group.command("inspect", epilog="Example: imgbuild inspect centos.json")
-@_TEMPLATE
+@TEMPLATE
 @click.pass_context
 def inspect_command(context: click.Context, /, path: str) -> None:
     """Show what TEMPLATE holds: variables, builders, provisioners, post-processors."""
-    planning.show_inspection(template.inspect(template.load_template(path)), _console(context))
+    planning.show_inspection(template.inspect(template.load_template(path)), console_of(context))
 
 
 @main_group.command("plan", epilog="Example: imgbuild plan -only=qemu centos.json")
-@_TEMPLATE
-@_VARIABLES
-@_SELECTION
+@TEMPLATE
+@VARIABLES
+@SELECTION
 @click.option("--force/--no-force", help="As in build.")
 @_CACHING
 @click.pass_context
 def plan_command(context: click.Context, /, path: str, **options: Any) -> None:
     """Show what `build` would do: resolved options, steps, which of them layers spare and why the others must run,
     QEMU's arguments. Nothing is started."""
-    plan = _plan(path, options)
+    plan = plan_of(path, options)
     build.check(plan)
-    console = _console(context)
+    console = console_of(context)
     _warn(plan.warnings, console)
     for one in plan.builds:
         planning.show_plan(one, _caching(options), console)
@@ -181,7 +163,7 @@ def plan_command(context: click.Context, /, path: str, **options: Any) -> None:
 @click.pass_context
 def boot_command(context: click.Context, /, image: Path, **options: Any) -> None:
     """Try IMAGE (a disk, or an output directory) on a throw-away overlay."""
-    console = _console(context)
+    console = console_of(context)
     try:
         trial.boot(trial.Trial(image, **options), ui.Ui("boot", console.show))
     finally:
@@ -192,58 +174,20 @@ def boot_command(context: click.Context, /, image: Path, **options: Any) -> None
 @click.pass_context
 def version_command(context: click.Context, /) -> None:
     """Print the version."""
-    planning.show_version(_console(context))
+    planning.show_version(console_of(context))
 
 
-def _plan(path: str, options: dict[str, Any]) -> template.Plan:
-    variables = [_assignment(word) for word in options["variables"]]
-    return template.plan_builds(
-        template.load_template(path),
-        variables=variables,
-        var_files=options["var_files"],
-        only=_names(options["only"]),
-        except_=_names(options["except_"]),
-        on_error=OnError(options.get("on_error") or OnError.CLEANUP),
-        force=bool(options.get("force")),
-        debug=bool(options.get("debug")),
-        environ=os.environ,
-    )
+main_group.add_command(layercli.cache)
+main_group.add_command(layercli.shell)
 
 
 def _caching(options: dict[str, Any]) -> Caching:
-    return Caching(options["cache"], options["first"], options.get("until", ""), _age(options["cache_max_age"]))
-
-
-def _age(text: str | None) -> float | None:
-    """Seconds; days too, which durations of templates don't know."""
-    if text is None:
-        return None
-    try:
-        return float(text[:-1]) * 86400 if re.fullmatch(r"\d+(\.\d+)?d", text) else seconds(text)
-    except ValueError as error:
-        raise TemplateError(f"-cache-max-age: {error}", hint="write it like '7d', '12h' or '30m'") from error
-
-
-def _assignment(word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not equals or not name:
-        raise TemplateError(f"-var '{word}' is not of the form NAME=VALUE")
-    return name, value
-
-
-def _names(words: str | None) -> tuple[str, ...]:
-    return tuple(filter(None, (word.strip() for word in (words or "").split(","))))
-
-
-def _console(context: click.Context, color: bool | None = None, timestamps: bool = False) -> ui.Console:
-    style = context.find_root().obj
-    if style == "machine":
-        return ui.MachineConsole(sys.stdout)
-    if style == "json":
-        return ui.JsonConsole(sys.stdout)
-    plain = any(os.environ.get(name) for name in ("NO_COLOR", "PACKER_NO_COLOR"))
-    coloured = sys.stdout.isatty() and not plain if color is None else color
-    return ui.TextConsole(sys.stdout, sys.stderr, color=coloured, timestamps=timestamps)
+    return Caching(
+        options["cache"],
+        options["first"],
+        options.get("until", ""),
+        commandline.age(options["cache_max_age"], "cache-max-age"),
+    )
 
 
 def _warn(warnings: Sequence[object], console: ui.Console) -> None:
