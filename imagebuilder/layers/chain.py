@@ -17,6 +17,7 @@ from imagebuilder.suggestion import did_you_mean
 from imagebuilder.ui import duration
 
 BASE, SHUTDOWN, EXPORT = "base", "shutdown", "export"
+_AFTER = "comes after"
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def chain(steps: Sequence[Step], build: str) -> tuple[Step, ...]:
         why_not = why_not or step.why_not or _why_never(step)
         parent = "" if why_not else fingerprint(parent, inputs)
         out.append(replace(step, number=number, inputs=tuple(inputs), fingerprint=parent, why_not=why_not))
-        if why_not and not why_not.startswith("comes after"):
-            why_not = f"comes after {out[-1]}, which is never kept"
+        if why_not and not why_not.startswith(_AFTER):
+            why_not = f"{_AFTER} {out[-1]}, {'which is not known' if step.why_not else 'which is never kept'}"
     return tuple(out)
 
 
@@ -70,7 +71,8 @@ def find(steps: Sequence[Step], word: str) -> Step:
     names = [step.title for step in steps]
     listed = ", ".join(f"{step.number} ({step.title})" for step in (found or steps))
     what = f"'{word}' is more than one step" if found else f"there is no step '{word}'"
-    raise ImgbuildError(what, hint=did_you_mean(word, names) or f"write one of their numbers: {listed}")
+    near = None if found else did_you_mean(word, names)
+    raise ImgbuildError(what, hint=near or f"write one of their numbers: {listed}")
 
 
 class Known(Protocol):
@@ -141,10 +143,15 @@ def _why(step: Step, store: Known, limits: Limits, known: Sequence[Record], foll
     if not before:
         return "not built before"
     last = max(before, key=lambda record: record.created)
-    changes = list(changed(last.inputs, [(one.label, one.digest) for one in step.inputs or ()]))
+    now = [(one.label, one.digest) for one in step.inputs or ()]
+    changes = list(changed(last.inputs, now))
     if changes:
         return ", ".join(changes[:4]) + (" and more" if len(changes) > 4 else "")
-    return "an earlier step runs again" if follows else "its layer is gone"
+    if [digest for _, digest in last.inputs] != [digest for _, digest in now]:
+        return "the order of its inputs changed"
+    if follows:
+        return "an earlier step runs again"
+    return "an earlier step was made anew" if last.fingerprint == step.fingerprint else "an earlier step has changed"
 
 
 def changed(before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> Iterator[str]:
