@@ -25,4 +25,4 @@ def _base(options: MachineOptions, context: BuildContext, distro: Distro | None,
         found = tuple(inputs.base(options, context, distro, choice, ui, fetch=fetch))
     except inputs.Unknown as url:
         return Step(BASE, BASE, None, why_not=f"what {url} holds is only known when it is fetched")
-    return Step(BASE, BASE, found, options.cache_key, options.cache)
+    return Step(BASE, BASE, found, cache=options.cache)  # cache_key is one of its inputs, as every option is

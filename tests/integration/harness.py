@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,3 +269,46 @@ def unsound(store: Store) -> list[str]:
 def hashed(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+Entry = tuple[int, int, int, int, str]
+"""Type and mode, owner, group, device number; digest of the content, or a link's target."""
+
+
+@contextmanager
+def mounted(image: Path) -> Iterator[Path]:
+    """The biggest partition of an image, mounted read-only, its journal left alone; takes root."""
+    with tempfile.TemporaryDirectory() as scratch:
+        raw, point = Path(scratch, "raw"), Path(scratch, "mounted")
+        point.mkdir()
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True)
+        table = json.loads(subprocess.check_output(["sfdisk", "--json", str(raw)]))["partitiontable"]
+        start = max(table["partitions"], key=lambda one: one["size"])["start"] * table.get("sectorsize", 512)
+        subprocess.run(["mount", "-o", f"loop,ro,noload,offset={start}", str(raw), str(point)], check=True)
+        try:
+            yield point
+        finally:
+            subprocess.run(["umount", str(point)], check=True)
+
+
+def tree(image: Path) -> dict[str, Entry]:
+    """Every name in an image's system, with all that it is but times and place."""
+    with mounted(image) as top:
+        paths = sorted(path for path in top.rglob("*"))
+        return {f"/{path.relative_to(top)}": _entry(path) for path in paths}
+
+
+def _entry(path: Path) -> Entry:
+    status = path.lstat()
+    content = ""
+    if path.is_symlink():
+        content = os.fspath(path.readlink())
+    elif stat.S_ISREG(status.st_mode):
+        content = hashed(path)
+    return (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, content)
+
+
+def unlike(one: Path, other: Path) -> set[str]:
+    """The names in two images' systems that only one of them has, or that differ."""
+    first, second = tree(one), tree(other)
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}

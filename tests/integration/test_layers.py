@@ -8,10 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Project, Small, hashed, imgbuild, installation, leftovers, processes_of, unsound
+from tests.integration.harness import (
+    Project,
+    Small,
+    hashed,
+    imgbuild,
+    installation,
+    leftovers,
+    processes_of,
+    unlike,
+    unsound,
+)
 from tests.testdistro import TestDistro
 
 pytestmark = pytest.mark.qemu
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts images")
 
 SCRIPTS = ["1.sh", "2.sh", "3.sh"]
 
@@ -67,8 +79,8 @@ def test_an_installation_is_restored_until_something_changes(distro: TestDistro,
     for name in SCRIPTS:
         os.utime(here.directory / name, (1, 1))
     here.name = "renamed.json"
-    unlike = here.build()
-    assert (unlike.ran, unlike.machines) == ([], 0)
+    other = here.build()
+    assert (other.ran, other.machines) == ([], 0)
     assert hashed(here.directory / "elsewhere/other.qcow2") == before
 
     here.name = "t.json"
@@ -112,3 +124,78 @@ def test_a_restored_guest_goes_on_as_if_nothing_had_been(again: Project) -> None
     assert outcome.ran == ["3.sh"]
     assert abs(now - told) < 3
     assert {"shared", "hello from here"} <= set(outcome.texts("message"))
+
+
+@needs_root
+def test_the_image_is_the_same_without_layers(made: Project, tmp_path: Path) -> None:
+    here = made.copy(tmp_path / "project")
+    cache = here.directory / "cache/layers"
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    off = here.build("-no-cache")
+    assert (off.ran, off.machines) == (SCRIPTS, 1)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+    assert unlike(here.image, made.image) == set()  # its boot writes nothing of its own, not even a log
+    again = made.copy(tmp_path / "again")
+    assert again.build("-from=3").ran == ["3.sh"]
+    assert unlike(again.image, here.image) == set()
+
+
+def test_from_and_until_and_age(again: Project) -> None:
+    end = again.build("-from=2", "-until=2")
+    assert end.ran == ["2.sh"]
+    assert end.texts("artifact") == []
+    assert unsound(again.store()) == []
+    assert again.build("-until=1").ran == []
+    assert again.build("-cache-max-age=1h", "-until=3").ran == ["3.sh"]  # it stood on the step 2 before
+    assert again.plan("-cache-max-age=1s")[0]["why"].startswith("its layer stems from")
+    base = again.layer(0).record.id
+    aged = again.build("-cache-max-age=1s", "-until=0")
+    assert (aged.ran, aged.machines) == ([], 1)
+    assert again.layer(0).record.id != base
+    assert unsound(again.store()) == []
+
+
+def test_a_build_goes_on_from_where_until_ended_one(small: Small, tmp_path: Path) -> None:
+    here = project(tmp_path / "project", small.builder())
+    part = here.build("-until=1")
+    assert part.ran == ["1.sh"]
+    assert not (here.directory / "output").exists()
+    assert [layer.record.step for layer in here.store().layers() if layer.has_memory] in ([0, 1], [1, 0])
+    assert here.build().ran == ["2.sh", "3.sh"]
+    assert here.image.exists()
+
+
+def test_what_people_say_of_a_step(again: Project) -> None:
+    provisioners = again.template["provisioners"]
+    provisioners[1]["cache"] = False
+    why = [one["why"] for one in again.plan()]
+    assert why[:2] == ["", ""]
+    assert why[2] == "cache is false"
+    assert why[3] == "comes after 2 (shell: 2.sh), which is never kept"
+    assert again.build("-until=3").ran == ["2.sh", "3.sh"]
+    assert again.build("-until=3").ran == ["2.sh", "3.sh"]
+
+    del provisioners[1]["cache"]
+    provisioners[2]["cache_key"] = "monday"
+    assert again.plan()[3]["why"] == "cache_key is new"
+    assert again.build("-until=3").ran == ["3.sh"]
+    assert again.build("-until=3").ran == []
+
+    again.builder["cache_key"] = "another base"
+    assert again.plan()[0]["why"] == "cache_key changed"
+    again.builder["cache"] = False
+    assert again.plan()[0]["why"] == "cache is false"
+
+
+@needs_root
+def test_builds_of_one_template_share_their_first_steps(small: Small, tmp_path: Path) -> None:
+    here = project(tmp_path / "project", small.builder())
+    here.template["builders"].append({**here.builder, "name": "other", "output_directory": "other"})
+    here.template["provisioners"][2]["only"] = ["tiny"]
+    here.template["provisioners"].append({"type": "shell", "inline": ["echo other > /etc/three"], "only": ["other"]})
+    outcome = here.build()
+    assert sorted(outcome.ran) == SCRIPTS
+    assert "Another build makes step" in outcome.text
+    assert outcome.machines == 2
+    assert unsound(here.store()) == []
+    assert unlike(here.image, here.directory / "other/disk.qcow2") == {"/etc/three"}
