@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tests.integration.harness import (
     unlike,
     unsound,
 )
-from tests.testdistro import TestDistro
+from tests.testdistro import TestDistro, kickstart
 
 pytestmark = pytest.mark.qemu
 
@@ -199,3 +201,85 @@ def test_builds_of_one_template_share_their_first_steps(small: Small, tmp_path: 
     assert outcome.machines == 2
     assert unsound(here.store()) == []
     assert unlike(here.image, here.directory / "other/disk.qcow2") == {"/etc/three"}
+
+
+def flip(path: Path) -> None:
+    """One byte in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+BREAK: dict[str, Callable[[Path], object]] = {
+    "memory-flipped": lambda layer: flip(layer / "memory.zst"),
+    "disk-flipped": lambda layer: flip(layer / "disk0.qcow2"),
+    "memory-cut-off": lambda layer: os.truncate(layer / "memory.zst", 1000),
+    "disk-gone": lambda layer: (layer / "disk0.qcow2").unlink(),
+    "record-rubbish": lambda layer: (layer / "layer.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("harm", BREAK)
+def test_a_broken_layer_is_made_again(again: Project, harm: str) -> None:
+    again.write("3.sh", "cat /etc/one /etc/two")
+    middle = again.layer(1)
+    BREAK[harm](middle.path)
+    outcome = again.build("-until=3")
+    assert "Going on from step base" in outcome.text
+    assert outcome.ran == SCRIPTS
+    assert again.layer(1).record.id != middle.record.id
+    assert {"one", "two"} <= set(outcome.texts("message"))
+    assert unsound(again.store()) == []
+
+
+@needs_root
+def test_a_broken_image_is_made_again(again: Project, made: Project) -> None:
+    flip(again.layer(5).path / "image0")
+    flip(again.layer(4).path / "disk0.qcow2")
+    outcome = again.build()
+    assert (outcome.ran, outcome.machines) == ([], 1)  # from the last step's memory
+    assert len([text for text in outcome.texts("warning") if "is broken" in text]) == 2
+    assert unlike(again.image, made.image) == set()
+    assert unsound(again.store()) == []
+
+
+NVME = [["-blockdev", "null-co,node-name=empty"], ["-device", "nvme,drive=empty,serial=1"]]
+
+
+def test_a_device_that_can_not_be_saved_leaves_the_disk(small: Small, tmp_path: Path) -> None:
+    here = project(tmp_path / "project", small.builder(qemuargs=NVME))
+    first = here.build("-until=3")
+    assert (first.ran, first.machines) == (SCRIPTS, 1)
+    assert [layer.has_memory for layer in here.store().layers()] == [False] * 4
+    here.write("3.sh", "cat /etc/one /etc/two", "test ! -e /run/kept")  # it was booted
+    second = here.build()
+    assert "Going on from step 2" in second.text
+    assert (second.ran, second.machines) == (["3.sh"], 1)
+    assert {"one", "two"} <= set(second.texts("message"))
+    assert unsound(here.store()) == []
+
+
+def test_drives_of_the_persons_own_keep_layers_away(small: Small, tmp_path: Path) -> None:
+    own = tmp_path / "own.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(small.image), str(own)], check=True
+    )
+    row = ["-drive", "file={{ .OutputDir }}/../own.qcow2,if=virtio,format=qcow2"]
+    here = project(tmp_path / "project", small.builder(qemuargs=[row]))
+    own.rename(here.directory / "own.qcow2")
+    outcome = here.build()
+    assert outcome.ran == SCRIPTS
+    assert len([text for text in outcome.texts("warning") if "can't be kept as a layer" in text]) == 1
+    assert [layer.record.name for layer in here.store().layers()] == ["export"]
+
+
+def test_an_unreachable_guest_leaves_its_image(distro: TestDistro, small: Small, tmp_path: Path) -> None:
+    text = kickstart(hostname="alone", end="poweroff")
+    builder = installation(distro, small.key, communicator="none", wait_for_reset=False, http_content={"/ks.cfg": text})
+    del builder["ssh_private_key_file"]
+    here = Project(tmp_path / "project", {"builders": [builder]})
+    here.directory.mkdir()
+    assert here.build().machines == 1
+    before = hashed(here.image)
+    assert [layer.record.name for layer in here.store().layers()] == ["export"]
+    assert (here.build().machines, hashed(here.image)) == (0, before)
