@@ -64,9 +64,12 @@ def age(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
-        return float(text[:-1]) * 86400 if re.fullmatch(r"\d+(\.\d+)?d", text) else seconds(text)
+        found = float(text[:-1]) * 86400 if re.fullmatch(r"\d+(\.\d+)?d", text) else seconds(text)
+        if found < 0:
+            raise ValueError(f"'{text}' is negative")
     except ValueError as error:
         raise TemplateError(f"-{option}: {error}", hint="write it like '7d', '12h' or '30m'") from error
+    return found
 
 
 def size(text: str | None, option: str) -> int | None:
