@@ -48,6 +48,7 @@ class BuildLayers:
 
     def __enter__(self) -> BuildLayers:
         if self._store is not None:
+            prune.limit_bytes()  # wrong, it is told before anything is built
             self._store.sweep()
         return self
 
@@ -149,6 +150,7 @@ class BuildLayers:
     def passed(self, step: Step) -> None:
         """A step is done of which no layer is kept: nothing after it can be, but the finished image."""
         self._at, self._parent = step.number, None
+        self._claimed.close()  # who waits for its layer need not
 
     def keep(self, step: Step, fill: Callable[[Path], None]) -> None:
         """Keep the state after a step: `fill` puts its files into a directory. A failure only costs the layer."""
@@ -190,16 +192,21 @@ class BuildLayers:
 
     def _claim_next(self) -> None:
         """Tell other builds what we do next; when one of them is at it already, both do it and one layer stays."""
-        if self._store is not None and self._at < self.last:
-            self._claim(self._store)
+        with contextlib.suppress(StoreError):  # then nobody is told
+            if self._store is not None and self._at < self.last:
+                self._claim(self._store)
 
     def prune(self) -> None:
         """Bring the store back to its size limit; what is in use stays."""
-        if self._store is not None:
-            self._release()
+        if self._store is None:
+            return
+        self._release()
+        try:
             removed = prune.prune(self._store, limit=prune.limit_bytes(), max_age=None)
-            if removed:
-                log.debug("pruned %d layers", len(removed))
+        except StoreError as error:
+            self._ui.warning(f"The layers take up more than they should: {error.message}")
+        else:
+            log.debug("pruned %d layers", len(removed))
 
 
 def _took(began: float) -> str:
