@@ -107,7 +107,8 @@ def _overlay(source: Path, target: Path, image: Path) -> None:
 
 def _is_whole(path: Path, options: MachineOptions) -> bool:
     """Whether the working disk already is what shall be shipped: its format is right, it stands on nothing, is ours."""
-    return options.format == "qcow2" and disk.info(path, follow=True).backing is None and path.lstat().st_nlink == 1
+    ours = not path.is_symlink() and path.stat().st_nlink == 1  # a layer's is a link to it, or has a second name
+    return ours and options.format == "qcow2" and disk.info(path, follow=True).backing is None
 
 
 def _ships_nvram(config: MachineConfig, options: MachineOptions, workspace: Workspace) -> bool:
