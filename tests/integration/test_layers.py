@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -283,3 +284,42 @@ def test_an_unreachable_guest_leaves_its_image(distro: TestDistro, small: Small,
     before = hashed(here.image)
     assert [layer.record.name for layer in here.store().layers()] == ["export"]
     assert (here.build().machines, hashed(here.image)) == (0, before)
+
+
+def test_uefi_variables_and_all_disks_travel(small: Small, tmp_path: Path) -> None:
+    builder = small.builder(efi_boot=True, memory=384, disk_additional_size=["64M"], use_backing_file=True)
+    here = project(tmp_path / "project", builder)
+    here.write("1.sh", "echo one > /etc/one", "echo on the second disk > /dev/vdb", "sync")
+    here.write("2.sh", "head -c 18 /dev/vdb; echo", "echo again, two > /dev/vdb", "echo two > /etc/two")
+    first = here.build("-until=2")
+    assert first.ran == ["1.sh", "2.sh"]
+    for step in (0, 1, 2):
+        assert {"disk0.qcow2", "disk1.qcow2", "efivars.fd"} <= here.layer(step).record.files.keys()
+    variables = hashed(here.layer(2).path / "efivars.fd")
+
+    here.write("3.sh", "cat /etc/one /etc/two", "head -c 10 /dev/vdb; echo", "test -d /sys/firmware/efi")
+    second = here.build()
+    assert (second.ran, second.machines) == (["3.sh"], 1)
+    assert {"one", "two", "again, two"} <= set(second.texts("message"))
+    assert here.layer(2).record.files["efivars.fd"].sha256 == variables
+    output = here.image.parent
+    assert sorted(path.name for path in output.iterdir()) == [
+        "disk.qcow2", "disk.qcow2-1", "efivars.fd", "manifest.json",
+    ]  # fmt: skip
+    assert hashed(output / "efivars.fd") == hashed(here.layer(5).path / "efivars.fd")
+    (backing,) = backing_files(here.image)
+    assert backing == small.image.resolve()
+    assert backing_files(output / "disk.qcow2-1") == []
+    raw = tmp_path / "second.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(output / "disk.qcow2-1"), str(raw)], check=True)
+    assert raw.read_bytes().startswith(b"again, two\n")
+    before = {path.name: hashed(path) for path in output.iterdir() if path.name != "manifest.json"}
+    assert here.build().machines == 0
+    assert before == {path.name: hashed(path) for path in output.iterdir() if path.name != "manifest.json"}
+    assert unsound(here.store()) == []
+
+
+def backing_files(image: Path) -> list[Path]:
+    """The images that one stands on, the nearest first."""
+    chain = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", "--backing-chain", str(image)]))
+    return [Path(one["filename"]).resolve() for one in chain[1:]]
