@@ -85,7 +85,10 @@ def size(text: str | None, option: str) -> int | None:
 def console_of(
     context: click.Context, color: bool | None = None, timestamps: bool = False, *, out: IO[str] | None = None
 ) -> ui.Console:
-    """Where a command speaks, in the style that the person chose. `out`: there, and without live progress."""
+    """Where a command speaks, in the style that the person chose. `out`: there, and without live progress.
+
+    It is closed with the command, however that ends: live progress hides the terminal's cursor.
+    """
     style, stream = context.find_root().obj, out or sys.stdout
     if style == "machine":
         return ui.MachineConsole(stream)
@@ -93,7 +96,9 @@ def console_of(
         return ui.JsonConsole(stream)
     plain = any(os.environ.get(name) for name in ("NO_COLOR", "PACKER_NO_COLOR"))
     coloured = stream.isatty() and not plain if color is None else color
-    return ui.TextConsole(stream, None if out else sys.stderr, color=coloured, timestamps=timestamps)
+    console = ui.TextConsole(stream, None if out else sys.stderr, color=coloured, timestamps=timestamps)
+    context.call_on_close(console.close)
+    return console
 
 
 def _assignment(word: str) -> tuple[str, str]:
