@@ -39,14 +39,15 @@ def _step(plan: ProvisionerPlan, sensitive: Collection[str]) -> Step:
 
 def _title(plan: ProvisionerPlan, sensitive: Collection[str]) -> str:
     """The type, and what a person knows this one by; without secrets: it is shown and kept."""
+    voice = Ui("", lambda event: None)
+    for secret in sensitive:
+        voice.mask(secret)
     for name in _SHOWN:
         value = getattr(plan.options, name, None)
         if not value:
             continue
         words = (value,) if isinstance(value, str) else value
-        line = (str(words[0]).strip().splitlines() or [""])[0]
-        for secret in sensitive:
-            line = line.replace(secret, "<sensitive>")
+        line = (voice.masked(str(words[0])).strip().splitlines() or [""])[0]
         more = " ..." if len(line) > _LENGTH or len(words) > 1 else ""
         return f"{plan.type}: {line[:_LENGTH]}{more}"
     return plan.type
