@@ -176,9 +176,14 @@ def _page(layer: Layer, below: Sequence[Layer], above: Sequence[Layer], labels: 
 
 def _fact(title: str, *values: str) -> Iterator[str]:
     """A title and what belongs to it, wrapped, one value below the other; nothing without values."""
-    lines = [line for value in values for line in textwrap.wrap(value, _WIDTH - 12, break_on_hyphens=False)]
+    lines = [line for value in values for line in _wrapped(value)]
     for number, line in enumerate(lines):
         yield f"{title if number == 0 else '':<12}{line}"
+
+
+def _wrapped(value: str) -> list[str]:
+    """Paths and fingerprints stay whole, so that they can be copied."""
+    return textwrap.wrap(value, _WIDTH - 12, break_on_hyphens=False, break_long_words=False)
 
 
 # -- prune and rm
