@@ -132,6 +132,36 @@ def test_no_image_is_said(tmp_path: Path) -> None:
         disk.info(tmp_path / "nothing")
 
 
+NAMES = ["image", "my image", "a,b=c", "nbd:host", "-q"]
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_overlay_takes_in_what_lies_between_it_and_the_image_below(tmp_path: Path, format: str, name: str) -> None:
+    base = filled(tmp_path / "base", format=format).rename(tmp_path / name)
+    (tmp_path / "link").symlink_to(base)
+    disk.overlay(tmp_path / "middle", tmp_path / "link", format, relative=True)
+    subprocess.run(["qemu-io", "-c", "write -q -P 7 3M 64k", str(tmp_path / "middle")], check=True)
+    disk.overlay(tmp_path / "top", tmp_path / "middle", "qcow2", relative=True)
+    disk.convert(tmp_path / "top", "qcow2", tmp_path / "whole", format="raw")
+    before = base.read_bytes()
+    disk.rebase(tmp_path / "top", tmp_path / "link")
+    (tmp_path / "middle").unlink()
+    (tmp_path / "link").unlink()
+    shown = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", str(tmp_path / "top")]))
+    assert (shown["backing-filename"], shown["backing-filename-format"]) == (str(base), format)
+    assert same(tmp_path / "top", tmp_path / "whole") and not same(tmp_path / "top", base)
+    assert base.read_bytes() == before
+
+
+def test_an_image_can_not_be_put_on_what_is_not_there(tmp_path: Path) -> None:
+    disk.overlay(tmp_path / "top", filled(tmp_path / "base"), "qcow2")
+    before = (tmp_path / "top").read_bytes()
+    with pytest.raises(StoreError, match="No such file"):
+        disk.rebase(tmp_path / "top", tmp_path / "nothing")
+    assert (tmp_path / "top").read_bytes() == before
+
+
 def test_an_image_grows_and_never_shrinks(tmp_path: Path) -> None:
     path = filled(tmp_path / "d")
     disk.resize(path, 32 * MIB, "qcow2")
