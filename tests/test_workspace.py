@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,30 @@ def test_on_another_file_system_a_layer_is_a_copy(tmp_path: Path) -> None:
         assert (layers[2].path / "disk0.qcow2").stat().st_nlink == 1
         workspace.restore(layers, ["layer-a", "layer-b", "layer-c"], None)
         assert reads(workspace.tops[0], [16, 32, 48, 0])
+
+
+@contextlib.contextmanager
+def only_one_name(path: Path) -> Iterator[None]:
+    """The kernel gives this file no second name (EPERM), as file systems without hard links do (chattr(1))."""
+    if subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs root and a file system with attributes")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+def test_where_files_have_but_one_name_a_layer_is_a_copy(tmp_path: Path, workspace: Workspace) -> None:
+    begin(workspace)
+    write(workspace.tops[0], 16, 0)
+    with only_one_name(workspace.tops[0]):
+        layers = [seal(workspace, tmp_path / "a", "layer-a")]
+    write(workspace.tops[0], 32, 1)
+    assert reads(workspace.tops[0], [16, 32])
+    layers.append(seal(workspace, tmp_path / "b", "layer-b"))
+    assert not (layers[0].path / "disk0.qcow2").is_symlink()
+    workspace.restore(layers, ["layer-a", "layer-b"], None)
+    assert reads(workspace.tops[0], [16, 32])
 
 
 def test_more_disks_than_ten_stay_in_the_machines_order(tmp_path: Path, workspace: Workspace) -> None:

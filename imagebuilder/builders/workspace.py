@@ -66,12 +66,12 @@ class Workspace:
         self.sealed = self._named(name, len(self.tops))
         for link, top in zip(self.sealed, self.tops, strict=True):
             link.unlink(missing_ok=True)
-            os.link(top, link)
+            _link_or_point(top, link)
 
     def fill(self, layer: Path) -> None:
         """Put the sealed disks and the UEFI variables into a layer's directory."""
         for number, path in enumerate(self.sealed):
-            _link_or_copy(path, layer / f"disk{number}.qcow2")
+            _link_or_copy(path.resolve(), layer / f"disk{number}.qcow2")
         if self.nvram.is_file():
             shutil.copyfile(self.nvram, layer / NVRAM)
 
@@ -81,12 +81,25 @@ class Workspace:
 
 def _link_or_copy(source: Path, target: Path) -> None:
     """The same file under another name where that can be; on another file system a copy. OSError, CommandError."""
+    if not _linked(source, target):
+        copy(source, target)
+
+
+def _link_or_point(source: Path, target: Path) -> None:
+    """A second name in the same directory; a symbolic link where files have but one name (FAT, some shared folders)."""
+    if not _linked(source, target):
+        target.symlink_to(source.name)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether a file has got another name; False when the file system can't do that. OSError."""
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        copy(source, target)
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            return False
+        raise
+    return True
 
 
 def disks(layer: Path) -> list[Path]:
