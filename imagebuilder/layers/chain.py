@@ -34,7 +34,7 @@ class Step:
     why_not: str = ""
 
     def __str__(self) -> str:
-        return self.title if self.name in (BASE, SHUTDOWN, EXPORT) else f"{self.number} ({self.title})"
+        return self.title if _own(self) else f"{self.number} ({self.title})"
 
 
 def chain(steps: Sequence[Step], build: str) -> tuple[Step, ...]:
@@ -44,7 +44,7 @@ def chain(steps: Sequence[Step], build: str) -> tuple[Step, ...]:
     for number, step in enumerate(steps):
         inputs = [*(step.inputs or ()), *([option("cache_key", step.cache_key)] if step.cache_key else [])]
         named = named or any(one.names_build for one in inputs)
-        if named and step.name not in (BASE, SHUTDOWN, EXPORT):
+        if named and not _own(step):
             inputs.append(option("PACKER_BUILD_NAME", build))
         why_not = why_not or step.why_not or _why_never(step)
         parent = "" if why_not else fingerprint(parent, inputs)
@@ -131,6 +131,11 @@ def judge(steps: Sequence[Step], store: Known, limits: Limits, template: str, bu
     ]
 
 
+def _own(step: Step) -> bool:
+    """Whether it is one that every build has once, whatever its number."""
+    return step.name in (BASE, SHUTDOWN, EXPORT)
+
+
 def _why(step: Step, store: Known, limits: Limits, known: Sequence[Record], follows: bool) -> str:
     if step.why_not:
         return step.why_not
@@ -139,7 +144,7 @@ def _why(step: Step, store: Known, limits: Limits, known: Sequence[Record], foll
     layer = store.find(step.fingerprint)
     if layer is not None and _too_old(layer, store, limits):
         return f"its layer stems from {duration(_age(layer))} ago (-cache-max-age)"
-    before = [record for record in known if (record.step, record.name) == (step.number, step.name)]
+    before = [record for record in known if record.name == step.name and (record.step == step.number or _own(step))]
     if not before:
         return "not built before"
     last = max(before, key=lambda record: record.created)
