@@ -17,6 +17,7 @@ from imagebuilder.caching import Caching, layers_of
 from imagebuilder.errors import GuestError, ImgbuildError, Problem, TemplateError
 from imagebuilder.image import artifact as artifacts
 from imagebuilder.layers.buildlayers import BuildLayers
+from imagebuilder.layers.chain import SHUTDOWN
 from imagebuilder.plugins import Artifact, BuildSession, Guest, OnError, Processed
 from imagebuilder.templates.buildplan import BuildPlan, PostProcessorPlan, ProvisionerPlan
 from imagebuilder.templates.template import Plan
@@ -83,7 +84,7 @@ def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact], caching: Caching) -> lis
         with plan.builder.session(ui, layers) as session:
             layers.resume()
             if not session.has_disks and layers.at < layers.last:
-                with session.guest(end=not layers.partial) as guest:
+                with session.guest(end=layers.last >= layers.number(SHUTDOWN)) as guest:
                     provision(plan, session, layers, guest, ui)
             if layers.partial:
                 ui.say(f"Done until step {layers.steps[layers.last]}; 'imgbuild shell' opens it")

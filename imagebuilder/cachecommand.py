@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from imagebuilder.caching import origin_of
 from imagebuilder.errors import TemplateError
 from imagebuilder.layers import prune
 from imagebuilder.layers.chain import Limits, judge
@@ -51,7 +53,8 @@ def _of(
     """What these builds made or could use, and the fingerprints of what they would use next; nothing is fetched."""
     theirs, wanted, origins = set[str](), set[str](), set[tuple[str, str]]()
     for plan in plans:
-        name, template = plan.context.build_name, str(plan.context.template_path or "-")
+        origin = origin_of(plan)
+        template, name = origin.template, origin.build
         voice = Ui(name, console.show)
         for secret in plan.context.sensitive:
             voice.mask(secret)
@@ -74,10 +77,16 @@ def _table(layers: Sequence[Layer], wanted: set[str] | None) -> Iterator[str]:
     lines = iter(_aligned([head, *(_cells(layer, wanted) for layer in layers)]))
     first = next(lines)
     for template, some in groupby(layers, key=lambda layer: layer.record.template):
-        yield _shortened(template or "-", _WIDTH)
+        yield _shortened(_place(template), _WIDTH)
         yield first
         yield from (next(lines) for _ in some)
         yield ""
+
+
+def _place(template: str) -> str:
+    """A template's path as one would write it here."""
+    path = Path(template or "-")
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _cells(layer: Layer, wanted: set[str] | None) -> list[str]:
@@ -161,7 +170,7 @@ def _page(layer: Layer, below: Sequence[Layer], above: Sequence[Layer], labels: 
     parent = _named(below[-2]) if len(below) > 1 else "what is gone: it can't be used" if record.parent else "nothing"
     yield from _fact("Layer", record.fingerprint)
     yield from _fact("Step", _step(layer))
-    yield from _fact("Build", f"{record.build} of {record.template}")
+    yield from _fact("Build", f"{record.build} of {_place(record.template)}")
     yield from _fact("Made", _moment(record.created))
     if record.since < record.created - 1:
         yield from _fact("Stems from", f"what was made {_moment(record.since)}")

@@ -28,9 +28,14 @@ def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
     """The layers that a build may use and add to. Raises ImgbuildError for a step that isn't there."""
     on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
     found = steps(plan, ui, fetch=True) if on else unkept(plan)
-    origin = Origin(str(plan.context.template_path or "-"), plan.context.build_name)
     last = find(found, caching.until).number if caching.until else None
-    return BuildLayers(found, Store() if on else None, origin, ui, limits_of(found, caching), last)
+    return BuildLayers(found, Store() if on else None, origin_of(plan), ui, limits_of(found, caching), last)
+
+
+def origin_of(plan: BuildPlan) -> Origin:
+    """Whose layers those of a build are: its template's full path, '-' for standard input, and its name."""
+    path = plan.context.template_path
+    return Origin(str(path.absolute()) if path else "-", plan.context.build_name)
 
 
 def limits_of(found: Sequence[Step], caching: Caching) -> Limits:

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from imagebuilder import __version__, ui
-from imagebuilder.caching import Caching, limits_of
+from imagebuilder.caching import Caching, limits_of, origin_of
 from imagebuilder.layers.chain import Verdict, judge
 from imagebuilder.layers.store import Store
 from imagebuilder.plugins import Outline
@@ -96,8 +96,8 @@ def _verdicts(plan: BuildPlan, caching: Caching, voice: ui.Ui) -> list[Verdict]:
     if not caching.on:
         return [Verdict(step, step.why_not) for step in unkept(plan)]
     found = steps(plan, voice, fetch=False)
-    template = str(plan.context.template_path or "-")
-    return judge(found, Store(), limits_of(found, caching), template, plan.context.build_name)
+    origin = origin_of(plan)
+    return judge(found, Store(), limits_of(found, caching), origin.template, origin.build)
 
 
 def _verdict_data(verdict: Verdict) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def make(store: Store, fingerprint: str, parent: Layer | None = None, *, age: fl
 def store() -> Store:
     """In the cache that the test has for itself: a base, two steps on it, and a base of another template."""
     store = Store()
-    mine: dict[str, Any] = {"template": "t.json", "build": "qemu"}
+    mine: dict[str, Any] = {"template": str(Path("t.json").absolute()), "build": "qemu"}
     base = make(store, "a" * 64, age=9 * DAY, step=0, name="base", title="base", **mine)
     shell = make(store, "ab" + "0" * 62, base, age=3 * HOUR + 60, step=1, name="shell", title="shell: a.sh", **mine)
     make(store, "c" * 64, shell, age=300, step=2, name="shutdown", title="shutdown", **mine)
@@ -179,8 +179,9 @@ def written(content: dict[str, Any]) -> BuildPlan:
 
 def test_what_a_template_would_use_next_is_marked(store: Store, shown: Shown, plan: BuildPlan) -> None:
     base, first, *_ = steps(plan, quiet(), fetch=False)
+    mine = str(Path("t.json").absolute())
     kept = make(store, base.fingerprint, step=0, name="base", title="base", template="elsewhere.json", build="b")
-    make(store, first.fingerprint, kept, step=1, name="shell", title=first.title, template="t.json", build="qemu")
+    make(store, first.fingerprint, kept, step=1, name="shell", title=first.title, template=mine, build="qemu")
     cachecommand.show_layers(store, shown.json, [plan])
     found = {one["fingerprint"]: one["used_next"] for one in shown.objects}
     unused = {"a" * 64: False, "ab" + "0" * 62: False, "c" * 64: False}  # its own, of an earlier day
