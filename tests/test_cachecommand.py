@@ -47,14 +47,24 @@ def make(store: Store, fingerprint: str, parent: Layer | None = None, *, age: fl
 
 
 @pytest.fixture
-def store() -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """In the cache that the test has for itself: a base, two steps on it, and a base of another template."""
+    monkeypatch.chdir(tmp_path)
     store = Store()
     mine: dict[str, Any] = {"template": str(Path("t.json").absolute()), "build": "qemu"}
     base = make(store, "a" * 64, age=9 * DAY, step=0, name="base", title="base", **mine)
     shell = make(store, "ab" + "0" * 62, base, age=3 * HOUR + 60, step=1, name="shell", title="shell: a.sh", **mine)
     make(store, "c" * 64, shell, age=300, step=2, name="shutdown", title="shutdown", **mine)
-    make(store, "d" * 64, age=2 * DAY, step=0, name="base", title="base", template="other.json", build="tiny")
+    make(
+        store,
+        "d" * 64,
+        age=2 * DAY,
+        step=0,
+        name="base",
+        title="base",
+        template=str(Path("other.json").absolute()),
+        build="tiny",
+    )
     return store
 
 
