@@ -32,9 +32,11 @@ def save(monitor: Monitor, target: Path) -> None:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file, contextlib.ExitStack() as stack:
         source, sink = _pipe()
-        stack.callback(os.close, source)
+        # No end of it stays open here: when zstd dies of a full disk, QEMU's next write must fail, not wait.
         with os.fdopen(sink, "wb") as end:
-            zstd = stack.enter_context(process.start([_zstd(), "-q", "-1", "-T0", "-c"], stdin=source, stdout=file))
+            with os.fdopen(source, "rb") as begin:
+                argv = [_zstd(), "-q", "-1", "-T0", "-c"]
+                zstd = stack.enter_context(process.start(argv, stdin=begin, stdout=file))
             monitor.send_fd(_FD, end.fileno())
         try:
             monitor.execute("migrate", {"uri": f"fd:{_FD}"})
