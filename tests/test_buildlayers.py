@@ -58,6 +58,14 @@ def opened(store: Store, told: list[Event]) -> Callable[..., BuildLayers]:
 Opened = Callable[..., BuildLayers]
 
 
+def test_a_store_that_can_not_be_made_only_costs_the_layers(tmp_path: Path, told: list[Event]) -> None:
+    (tmp_path / "file").touch()
+    ui = Ui("web", told.append)
+    with BuildLayers(STEPS, Store(tmp_path / "file" / "layers"), Origin("t.json", "web"), ui, Limits()) as layers:
+        assert layers.resume() is None and not layers.keeps(STEPS[0])
+    assert [event.text for event in told if event.kind == "warning"][0].startswith("No layers are kept or used: can't")
+
+
 def filled(text: str = "disk") -> Callable[[Path], None]:
     def fill(layer: Path) -> None:
         (layer / "disk0.qcow2").write_text(text)

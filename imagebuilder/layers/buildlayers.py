@@ -49,7 +49,11 @@ class BuildLayers:
     def __enter__(self) -> BuildLayers:
         if self._store is not None:
             prune.limit_bytes()  # wrong, it is told before anything is built
-            self._store.sweep()
+            try:
+                self._store.sweep()
+            except StoreError as error:
+                self._ui.warning(f"No layers are kept or used: {error.message}")
+                self._store = None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -126,6 +126,8 @@ class Store:
     def sweep(self) -> None:
         """Remove what can't be used and nobody uses: left by a dead process, broken, or without what it stands on."""
         self._open()
+        if not os.access(self.directory, os.W_OK):
+            raise self._failure(OSError(errno.EROFS, "it can only be read"))
         for path in self.directory.iterdir():
             if path.name.startswith((_MAKING, _GONE)):
                 self._discard(path, lambda: True)

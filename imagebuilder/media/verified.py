@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,5 +83,6 @@ def remembered(file: Path, algorithm: str, ui: Ui) -> str:
         checksum = f"{algorithm}:{digest(absolute, algorithm, ui, file.name)}"
         record = Record(checksum, before.st_size, before.st_mtime_ns, str(absolute), fetched=time.time())
         if record.describes(absolute):  # it did not change while it was read
-            write(place, record)
+            with contextlib.suppress(StoreError):  # a cache that can't be written only costs the next reading
+                write(place, record)
     return record.checksum.partition(":")[2]
