@@ -63,7 +63,8 @@ def test_a_store_that_can_not_be_made_only_costs_the_layers(tmp_path: Path, told
     ui = Ui("web", told.append)
     with BuildLayers(STEPS, Store(tmp_path / "file" / "layers"), Origin("t.json", "web"), ui, Limits()) as layers:
         assert layers.resume() is None and not layers.keeps(STEPS[0])
-    assert [event.text for event in told if event.kind == "warning"][0].startswith("No layers are kept or used: can't")
+    warned = next(event.text for event in told if event.kind == "warning")
+    assert warned.startswith("No layers are kept or used: can't")
 
 
 def filled(text: str = "disk") -> Callable[[Path], None]:
