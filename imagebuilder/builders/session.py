@@ -226,7 +226,7 @@ class MachineSession:
             self._ui.say(f"Serving the guest at http://{GUEST_VIEW}:{port}/ ({where})")
         data = {
             "Name": system_disk_name(self._options, self._context.build_name),
-            "OutputDir": str(self._output.work), "SSHPublicKey": self._public_key(key),
+            "OutputDir": str(self._disks.directory), "SSHPublicKey": self._public_key(key),
             "HTTPIP": GUEST_VIEW, "HTTPPort": port, "SSHHostPort": self._own_forward(stack) or "",
             "HTTPDir": getattr(self._options, "http_directory", ""), "HTTPContent": "",
         }  # fmt: skip
