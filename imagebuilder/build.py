@@ -80,18 +80,26 @@ def run(plan: BuildPlan, ui: Ui, caching: Caching | None = None) -> BuildResult:
 
 def _run(plan: BuildPlan, ui: Ui, kept: list[Artifact], caching: Caching) -> list[Artifact]:
     """`kept` gets the image as soon as it is there: what fails later doesn't take it away."""
-    with layers_of(plan, caching, ui) as layers:
-        with plan.builder.session(ui, layers) as session:
-            layers.resume()
-            if not session.has_disks and layers.at < layers.last:
-                with session.guest(end=layers.last >= layers.number(SHUTDOWN)) as guest:
-                    provision(plan, session, layers, guest, ui)
-            if layers.partial:
-                ui.say(f"Done until step {layers.steps[layers.last]}; 'imgbuild shell' opens it")
-                return kept
-            kept.append(session.artifact())
+    with plan.builder.session(ui, partial=bool(caching.until)) as session, layers_of(plan, caching, ui) as layers:
+        session.use(layers)
+        layers.resume()
+        if not session.has_disks and layers.at < layers.last:
+            with session.guest(end=layers.last >= layers.number(SHUTDOWN)) as guest:
+                provision(plan, session, layers, guest, ui)
+        if layers.partial:
+            _say_where_it_ended(layers, ui)
+            return kept
+        kept.append(session.artifact())
         layers.prune()
     return post_process(plan.post_processors, kept[0], ui)
+
+
+def _say_where_it_ended(layers: BuildLayers, ui: Ui) -> None:
+    step = layers.steps[layers.last]
+    if layers.kept:
+        ui.say(f"Done until step {step}; 'imgbuild shell' opens it")
+    else:
+        ui.warning(f"Done until step {step}, but it could not be kept" + (f": {step.why_not}" * bool(step.why_not)))
 
 
 def _interrupted(plan: BuildPlan, kept: Sequence[Artifact]) -> str:

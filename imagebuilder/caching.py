@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from imagebuilder.layers.buildlayers import BuildLayers, Origin
 from imagebuilder.layers.chain import Limits, Step, find
 from imagebuilder.layers.store import Store
-from imagebuilder.steps import steps, unkept
+from imagebuilder.steps import steps, unkept, untouched
 from imagebuilder.templates.buildplan import BuildPlan
 from imagebuilder.ui import Ui
 
@@ -29,7 +29,10 @@ def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
     on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
     found = steps(plan, ui, fetch=True) if on else unkept(plan)
     last = find(found, caching.until).number if caching.until else None
-    return BuildLayers(found, Store() if on else None, origin_of(plan), ui, limits_of(found, caching), last)
+    limits = limits_of(found, caching)
+    return BuildLayers(
+        found, Store() if on else None, origin_of(plan), ui, limits, last, lambda step: untouched(plan, step, ui)
+    )
 
 
 def origin_of(plan: BuildPlan) -> Origin:

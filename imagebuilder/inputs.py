@@ -9,31 +9,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagebuilder.errors import StoreError
 
 FORMAT = "imgbuild layer 1"  # changes when what a layer holds, or what a fingerprint means, does
-_NAMES_BUILD = b"PACKER_BUILD"  # PACKER_BUILD_NAME and PACKER_BUILDER_TYPE, which differ between builds of a template
 _CHUNK = 1 << 20
+_OVERLAP = 256  # bytes of a chunk looked at again with the next one
+
+# What differs between builds of a template: PACKER_BUILD_NAME and its like, by name or with the whole environment.
+_NAMES_BUILD = re.compile(
+    rb"""PACKER_|\bprintenv\b|\bexport\s+-p\b|\bdeclare\s+-x\b|/environ\b"""
+    rb"""|(?m:(?:^|[;&|("])\s*env\s*(?:$|[|>;&)"]))"""
+)
+_LATE = re.compile(r"\{\{[^}]*\b(build|user)(?:_name|_type)?\b")  # what a late template asks for when the step runs
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing that can change a result. `names_build`: it reads which build it is in, so builds can't share it."""
+    """One thing that can change a result. `names_build`: a script of it may read which build it is in, so that builds
+    can't share it; `late`: what a template in it asks for when the step runs, "build" or "user" (variables)."""
 
     label: str  # how a person calls it: an option's name, a file's path
     digest: str  # sha256 of its role and content
     names_build: bool = field(default=False, compare=False)
+    late: frozenset[str] = field(default=frozenset(), compare=False)
+    stamp: str = field(default="", compare=False)  # of its files: another one when they were touched at all
 
 
 def option(name: str, value: object) -> Input:
     """An option of the template: anything that JSON can hold, paths as text."""
     text = json.dumps(value, sort_keys=True, default=str)
-    return content(name, name, text)
+    return replace(content(name, name, text), late=frozenset(_LATE.findall(text)))
 
 
 def options(values: Iterable[tuple[str, object]], *without: frozenset[str]) -> list[Input]:
@@ -45,25 +56,36 @@ def options(values: Iterable[tuple[str, object]], *without: frozenset[str]) -> l
 def content(role: str, label: str, data: bytes | str) -> Input:
     """Bytes; `role` tells what they are for, so that the same bytes elsewhere are another input."""
     raw = data.encode(errors="surrogateescape") if isinstance(data, str) else data
-    return Input(label, _digest(role, hashlib.sha256(raw).hexdigest()), _NAMES_BUILD in raw)
+    return Input(label, _digest(role, hashlib.sha256(raw).hexdigest()), _NAMES_BUILD.search(raw) is not None)
 
 
 def file(role: str, path: Path, *, mode: bool = False) -> Input:
     """A file's bytes, and with `mode` its permissions; a directory's whole tree. StoreError when it can't be read."""
     try:
+        stamped = stamp(path)  # before it is read
         names_build, digests = False, []
         for name, digest, named in _entries(path, mode=mode or path.is_dir()):
             digests += [name, digest]
             names_build = names_build or named
     except OSError as error:
         raise StoreError(f"can't read '{error.filename}': {error.strerror}") from error
-    return Input(str(path), _digest(role, *digests), names_build)
+    return Input(str(path), _digest(role, *digests), names_build, stamp=stamped)
+
+
+def stamp(top: Path) -> str:
+    """What is another text after any of the files was written, replaced or touched: nobody can set st_ctime (stat(2)).
+
+    Raises OSError.
+    """
+    found = [path.lstat() for path in _walk(top)] + [top.stat()]
+    return _digest(*(f"{one.st_dev} {one.st_ino} {one.st_size} {one.st_ctime_ns}" for one in found))
 
 
 def combined(role: str, label: str, parts: Iterable[Input]) -> Input:
     """Many things that a person calls by one name, like all that is in a directory."""
     found = list(parts)
-    return Input(label, _digest(role, *(part.digest for part in found)), any(part.names_build for part in found))
+    digest, stamped = _digest(role, *(part.digest for part in found)), _digest(*(part.stamp for part in found))
+    return Input(label, digest, any(part.names_build for part in found), stamp=stamped)
 
 
 def fingerprint(parent: str, inputs: Iterable[Input]) -> str:
@@ -100,6 +122,6 @@ def _read(path: Path) -> tuple[str, bool]:
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             hasher.update(chunk)
-            names_build = names_build or _NAMES_BUILD in last + chunk
-            last = chunk[-len(_NAMES_BUILD) :]
+            names_build = names_build or _NAMES_BUILD.search(last + chunk) is not None
+            last = chunk[-_OVERLAP:]
     return hasher.hexdigest(), names_build

@@ -162,6 +162,9 @@ class PostProcessor(Protocol):
 class BuildSession(Protocol):
     """One run of a builder; it owns what the run makes."""
 
+    def use(self, layers: BuildLayers) -> None:
+        """Go on from these, and add to them; called first of all."""
+
     @property
     def has_disks(self) -> bool:
         """Whether the machine that was shut down is in layers already: no guest has to run for the artifact."""
@@ -196,8 +199,9 @@ class Builder(Protocol):
         `fetch`: media may be downloaded to find out what they are.
         """
 
-    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[BuildSession]:
-        """Check the host and claim the output; whatever is unfinished at the end of the block is removed."""
+    def session(self, ui: Ui, *, partial: bool) -> AbstractContextManager[BuildSession]:
+        """Check the host and claim the output; whatever is unfinished at the end of the block is removed. `partial`:
+        no artifact will be made."""
 
 
 def names(kind: Kind) -> list[str]:

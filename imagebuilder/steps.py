@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from imagebuilder.errors import ImgbuildError
 from imagebuilder.inputs import Input, option
 from imagebuilder.layers.chain import BASE, EXPORT, SHUTDOWN, Step, chain
 from imagebuilder.templates.buildplan import BuildPlan, ProvisionerPlan
@@ -18,7 +19,23 @@ def steps(plan: BuildPlan, ui: Ui, *, fetch: bool) -> tuple[Step, ...]:
     """All steps in their order. `fetch`: media may be downloaded to find out what they are."""
     base, shutdown, export = plan.builder.steps(ui, fetch=fetch)
     ours = [_step(one, plan.context.sensitive) for one in plan.provisioners]
-    return chain([base, *ours, shutdown, export], f"{plan.context.build_name} {plan.context.builder_type}")
+    told = (plan.context.build_name, plan.context.builder_type, getattr(plan.builder_options, "vm_name", ""))
+    return chain([base, *ours, shutdown, export], " ".join(told), plan.context.variables)
+
+
+def untouched(plan: BuildPlan, step: Step, ui: Ui) -> bool:
+    """Whether nothing that a step reads was changed, or even touched, since its fingerprint was made."""
+    if step.name in (SHUTDOWN, EXPORT):
+        return True
+    try:
+        if step.number == 0:
+            now = plan.builder.steps(ui, fetch=True)[0]
+        else:
+            now = _step(plan.provisioners[step.number - 1], plan.context.sensitive)
+    except ImgbuildError:
+        return False
+    fresh = [(one.digest, one.stamp) for one in now.inputs or ()]
+    return fresh == [(one.digest, one.stamp) for one in (step.inputs or ())[: len(fresh)]]
 
 
 def unkept(plan: BuildPlan) -> tuple[Step, ...]:

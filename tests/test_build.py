@@ -59,6 +59,9 @@ class Session:
         if end:
             self.log.append("shutdown")
 
+    def use(self, kept: BuildLayers) -> None:
+        self.layers = kept
+
     def keep(self, step: layers.Step, guest: Guest) -> None:
         self.log.append(f"keep {step.number}")
 
@@ -75,7 +78,7 @@ class Builder:
         return tuple(layers.Step(name, name, ()) for name in (layers.BASE, layers.SHUTDOWN, layers.EXPORT))
 
     @contextmanager
-    def session(self, ui: Ui, kept: BuildLayers) -> Iterator[Session]:
+    def session(self, ui: Ui, *, partial: bool) -> Iterator[Session]:
         yield self.one
 
 

@@ -148,7 +148,7 @@ def another(model: type[MachineOptions], key: str) -> Any:
 
 
 def expected(key: str) -> set[str]:
-    tables = {"shutdown": inputs.SHUTDOWN, "export": inputs.EXPORT, "": inputs.HARMLESS}
+    tables = {"shutdown": inputs.SHUTDOWN_OPTIONS, "export": inputs.EXPORT_OPTIONS, "": inputs.HARMLESS}
     part = next((part for part, table in tables.items() if key in table), "base")
     return ({part} if part else set()) | ALSO.get(key, set())
 
@@ -169,7 +169,7 @@ def test_a_key_changes_what_it_can_change_and_nothing_else(model: type[MachineOp
 
 
 def test_each_key_has_one_place() -> None:
-    tables = [inputs.HARMLESS, inputs.SHUTDOWN, inputs.EXPORT]
+    tables = [inputs.HARMLESS, inputs.SHUTDOWN_OPTIONS, inputs.EXPORT_OPTIONS]
     assert sum(map(len, tables)) == len(frozenset().union(*tables))
     assert frozenset().union(*tables) <= {key for _, key in KEYS}
 

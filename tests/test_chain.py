@@ -110,6 +110,23 @@ def test_a_base_is_shared_though_a_file_in_it_names_the_build() -> None:
     assert [one == two for one, two in zip(names(found[0]), names(found[1]), strict=True)] == [True, False]
 
 
+@pytest.mark.parametrize("where", [BASE, "shell", SHUTDOWN])
+def test_late_templates_that_ask_for_the_build_are_not_shared(where: str) -> None:
+    asks = inputs.option("shutdown_command", "echo {{ build `ID` }}; poweroff")
+    steps = [Step(BASE, BASE, ()), shell("one"), Step(SHUTDOWN, SHUTDOWN, ()), Step(EXPORT, EXPORT, ())]
+    steps = [replace(step, inputs=(*(step.inputs or ()), asks)) if step.name == where else step for step in steps]
+    found = [names(chain(steps, name)) for name in ("web qemu", "db qemu")]
+    first = [step.name for step in steps].index(where)
+    assert found[0][:first] == found[1][:first] and not set(found[0][first:]) & set(found[1][first:])
+
+
+def test_late_templates_that_ask_for_variables_know_their_values() -> None:
+    asks = inputs.option("execute_command", "{{ user `who` | upper }} {{.Path}}")
+    steps = [Step(BASE, BASE, ()), Step("shell", "shell: x", (asks,))]
+    found = [names(chain(steps, "web", {"who": who})) for who in ("me", "you")]
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
 # -- a step by what a person writes
 
 STEPS = build(

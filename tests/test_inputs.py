@@ -274,3 +274,26 @@ def test_each_key_of_a_provisioner_has_its_row_here(name: str) -> None:
     unseen = {"direction"} if model is FileOptions else set()
     if model is not ShellLocalOptions:
         assert tried | unseen == set(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo $PACKER_BUILD_NAME", "env | sort > /etc/e", "printenv", "export -p", "x=1; env", "cat /proc/self/environ"],
+)
+def test_a_script_that_may_read_the_builds_name_is_noticed(script: str) -> None:
+    assert inputs.content("script", "a.sh", f"#!/bin/sh\n{script}\n").names_build
+
+
+@pytest.mark.parametrize("script", ["#!/usr/bin/env bash\ntrue", "env A=1 make", "# the production env is here"])
+def test_a_script_that_only_uses_env_is_shared(script: str) -> None:
+    assert not inputs.content("script", "a.sh", script).names_build
+
+
+def test_a_file_that_was_touched_has_another_stamp_and_the_same_digest(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    before = inputs.file("source", path)
+    path.write_text("two")
+    path.write_text("one")
+    after = inputs.file("source", path)
+    assert before == after and before.stamp != after.stamp

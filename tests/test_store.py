@@ -363,9 +363,6 @@ def test_the_layer_just_made_is_held_with_the_rest(store: Store, ui: Ui) -> None
             assert held.add(kept)
         assert not store.remove(kept) and held.layers == [base, shell, kept]
     assert store.remove(kept) and not held.add(kept)
-    assert store.holding(kept) is None
-    with store.holding(shell) or pytest.fail() as again:
-        assert again.layers == [base, shell] and not store.remove(base)
 
 
 def test_remove_takes_only_the_layer_that_was_meant(store: Store) -> None:

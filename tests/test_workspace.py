@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,7 @@ def seal(workspace: Workspace, layer: Path, name: str) -> Layer:
     layer.mkdir()
     workspace.seal(name)
     workspace.fill(layer)
+    workspace.fill_nvram(layer)
     for path in layer.iterdir():
         path.chmod(0o600)  # as the store does
     workspace.tops = workspace.overlays()
@@ -317,3 +319,24 @@ def test_a_layer_that_holds_no_image_is_told(tmp_path: Path, facts: str) -> None
     (tmp_path / "image.json").write_text(facts)
     with Output(tmp_path / "output") as output, pytest.raises(StoreError, match="holds no image"):
         export.restore(tmp_path, options(), context(), output)
+
+
+def test_disks_that_are_handed_over_stand_on_no_layer(tmp_path: Path, workspace: Workspace) -> None:
+    layers = three_levels(workspace, tmp_path)
+    workspace.restore(layers, ["layer-a", "layer-b", "layer-c"], None)
+    workspace.tops = workspace.overlays()
+    workspace.own()
+    for layer in layers:
+        shutil.rmtree(layer.path)
+    assert not [path for path in workspace.directory.iterdir() if path.is_symlink()]
+    assert disk.info(workspace.tops[0], follow=True).virtual_size
+    subprocess.run(["qemu-img", "check", "-q", workspace.tops[0]], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", workspace.tops[0], tmp_path / "flat"], check=True)
+
+
+def test_a_disk_that_is_handed_over_is_no_layers_any_more(tmp_path: Path, workspace: Workspace) -> None:
+    begin(workspace)
+    layer = seal(workspace, tmp_path / "a", "layer-a")
+    workspace.tops = workspace.sealed
+    workspace.own()
+    assert workspace.tops[0].stat().st_ino != (layer.path / "disk0.qcow2").stat().st_ino

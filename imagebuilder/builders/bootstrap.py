@@ -18,7 +18,6 @@ from imagebuilder.builders.ownsteps import own_steps
 from imagebuilder.builders.qemuoptions import MachineOptions, system_disk_name
 from imagebuilder.builders.run import Run
 from imagebuilder.builders.session import MachineSession, open_session
-from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.layers.chain import Step
 from imagebuilder.media.httpserver import Access, HttpServer
 from imagebuilder.media.iso import write_iso
@@ -70,8 +69,8 @@ class Bootstrap:
     def steps(self, ui: Ui, *, fetch: bool) -> tuple[Step, Step, Step]:
         return own_steps(self.options, self.context, None, ui, fetch=fetch)
 
-    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[MachineSession]:
-        return open_session(self, ui, layers)
+    def session(self, ui: Ui, *, partial: bool) -> AbstractContextManager[MachineSession]:
+        return open_session(self, ui, partial=partial)
 
     def outline(self) -> Outline:
         o = self.options

@@ -57,9 +57,9 @@ HARMLESS = frozenset(
     | {"winrm_username", "winrm_password", "winrm_host", "winrm_no_proxy", "winrm_port", "winrm_timeout"}
     | {"winrm_use_ssl", "winrm_insecure", "winrm_use_ntlm"}
 )
-SHUTDOWN = frozenset({"shutdown_command", "seal", "skip_compaction", "ssh_clear_authorized_keys"})
+SHUTDOWN_OPTIONS = frozenset({"shutdown_command", "seal", "skip_compaction", "ssh_clear_authorized_keys"})
 """What acts when the last provisioner is done."""
-EXPORT = frozenset({"format", "disk_compression", "use_backing_file", "efi_drop_efivars"})
+EXPORT_OPTIONS = frozenset({"format", "disk_compression", "use_backing_file", "efi_drop_efivars"})
 """What acts on disks at rest; skip_compaction, which trims in the guest before, does as well."""
 
 _IN_OTHER_WORDS = frozenset(  # what they mean is an input, not how it was written
@@ -110,13 +110,15 @@ def base(
 
 def shutdown(options: MachineOptions) -> list[Input]:
     """What changes the guest's disk after the last provisioner."""
-    effective = {**_only(options, SHUTDOWN), "seal": options.seals}
+    effective = {**_only(options, SHUTDOWN_OPTIONS), "seal": options.seals}
     return inputs.options(effective.items())
 
 
 def export(options: MachineOptions) -> list[Input]:
     """What makes the finished image of a disk at rest."""
-    chosen = _only(options, EXPORT | {"skip_compaction"})
+    chosen = _only(options, EXPORT_OPTIONS | {"skip_compaction"})
+    if options.stays_overlay and isinstance(options, QemuOptions):  # the result names its image by its full path
+        chosen["image"] = [os.path.realpath(url) for url in options.urls]
     return inputs.options({**chosen, "qemu_img_args": options.qemu_img_args.convert}.items())
 
 
@@ -154,8 +156,8 @@ def _qemu_version(binary: str) -> str:
 
 def _host_cpu() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"(?m)^model name\s*:\s*(.*)$", text)
-    return found[1] if found else ""
+    found = [re.search(rf"(?m)^{key}\s*:\s*(.*)$", text) for key in ("model name", "flags")]
+    return " ".join(one[1] for one in found if one)
 
 
 def _firmware(config: MachineConfig) -> dict[str, Path]:
@@ -185,7 +187,10 @@ def _written(o: MachineOptions) -> list[Input]:
     }  # fmt: skip
     if isinstance(o, QemuOptions):
         meaning["boot_command"] = _typed(o)
-    return [*inputs.options(o, HARMLESS, SHUTDOWN, EXPORT, _IN_OTHER_WORDS), *inputs.options(meaning.items())]
+    return [
+        *inputs.options(o, HARMLESS, SHUTDOWN_OPTIONS, EXPORT_OPTIONS, _IN_OTHER_WORDS),
+        *inputs.options(meaning.items()),
+    ]
 
 
 def _typed(o: QemuOptions) -> list[str]:

@@ -17,7 +17,6 @@ from imagebuilder.builders.session import MachineSession, open_session
 from imagebuilder.builders.workspace import SOURCE
 from imagebuilder.errors import ImgbuildError
 from imagebuilder.image import disk
-from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.layers.chain import Step
 from imagebuilder.media import collect as media
 from imagebuilder.media import download, transfer
@@ -41,8 +40,8 @@ class Qemu:
     def steps(self, ui: Ui, *, fetch: bool) -> tuple[Step, Step, Step]:
         return own_steps(self.options, self.context, self.distro, ui, fetch=fetch)
 
-    def session(self, ui: Ui, layers: BuildLayers) -> AbstractContextManager[MachineSession]:
-        return open_session(self, ui, layers)
+    def session(self, ui: Ui, *, partial: bool) -> AbstractContextManager[MachineSession]:
+        return open_session(self, ui, partial=partial)
 
     def outline(self) -> Outline:
         o, steps = self.options, []

@@ -7,6 +7,7 @@ reach the guest; then end it.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,16 +38,19 @@ from imagebuilder.ui import Ui, duration
 
 
 @contextlib.contextmanager
-def open_session(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[MachineSession]:
-    """Claim the output and a private run-time directory; both are gone at the end, unless published or kept."""
+def open_session(source: Source, ui: Ui, *, partial: bool) -> Iterator[MachineSession]:
+    """Claim the output and a private run-time directory; both are gone at the end, unless published or kept.
+
+    `partial`: nothing will be published, so an image that has the output's name already is in nobody's way.
+    """
     final = Path(source.options.output_directory or f"output-{source.context.build_name}")
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(Output(final, force=source.context.force or layers.partial))
+        output = stack.enter_context(Output(final, force=source.context.force or partial))
         runtime = stack.enter_context(process.temporary_directory())
         failure.clear(failure.folder_of(final))
         if source.options.ssh_password != source.options.ssh_username:
             ui.mask(source.options.ssh_password)
-        yield MachineSession(source, output, runtime, ui, layers)
+        yield MachineSession(source, output, runtime, ui)
 
 
 @contextlib.contextmanager
@@ -59,25 +63,33 @@ def resumed_guest(source: Source, ui: Ui, layers: BuildLayers) -> Iterator[Guest
         runtime = stack.enter_context(process.temporary_directory())
         output = Output(runtime / "output")  # only a name: its work lies beside it, in what is gone at the end
         output.work.mkdir(mode=0o700)
-        session = MachineSession(source, output, runtime, ui, layers)
+        session = MachineSession(source, output, runtime, ui)
+        session.use(layers)
         yield session._restored(layers.steps[layers.at], stack)
 
 
 class MachineSession:
     """Owns the machine of one build from its first boot to its shutdown, then its disks."""
 
-    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui, layers: BuildLayers) -> None:
-        self._source, self._output, self._runtime, self._ui, self._layers = source, output, runtime, ui, layers
+    _layers: BuildLayers
+    _seals: sealing.Seals
+
+    def __init__(self, source: Source, output: Output, runtime: Path, ui: Ui) -> None:
+        self._source, self._output, self._runtime, self._ui = source, output, runtime, ui
         self._options, self._context = source.options, source.context
         self._evidence = failure.Evidence(failure.folder_of(output.final), access_log=runtime / "access.log")
         working = output.work / "working"
         working.mkdir()
         self._disks = Workspace(working)
-        self._seals = sealing.Seals(self._disks, layers, ui)
         self._config: MachineConfig | None = None
         self._machine: Machine | None = None
         self._run: Run | None = None
         self._data: dict[str, str] = {}
+
+    def use(self, layers: BuildLayers) -> None:
+        """Go on from these, and add to them."""
+        self._layers = layers
+        self._seals = sealing.Seals(self._disks, layers, self._ui)
 
     # -- the guest
 
@@ -97,6 +109,8 @@ class MachineSession:
         self._seals.running(step, self._machine, guest, self._run.key)
 
     def _begun(self, stack: contextlib.ExitStack) -> Guest:
+        self._disks.clear()  # a layer that could not be used may have left its UEFI variables
+        shutil.rmtree(self._runtime / "tpm", ignore_errors=True)
         run = self._serve(stack)
         boot = self._source.first_boot(run)
         config = self._described(boot, run)
@@ -123,7 +137,7 @@ class MachineSession:
                 except (GuestError, StoreError, CommandError) as error:
                     self._ui.warning(f"The layer of step {step} can't be used: {error.message}")
             self._layers.refuse()
-            self._layers.resume()
+            self._layers.resume(last=step.number)
         return None
 
     def _restored(self, step: Step, stack: contextlib.ExitStack) -> Guest:
@@ -159,7 +173,9 @@ class MachineSession:
             limit, what = self._options.shutdown_timeout, "Waiting for the guest to power itself off"
             waiting.until_end(self._machine, self._run, what, limit, "shutdown_timeout")
         else:
-            shut_down(self._machine, guest, self._options, self._context, self._ui)
+            clean = shut_down(self._machine, guest, self._options, self._context, self._ui)
+            if not clean:
+                self._layers.spoil()
         self._seals.shut_down(self._layers.steps[self._layers.number(SHUTDOWN)], self._run.key)
 
     # -- the image
@@ -180,7 +196,7 @@ class MachineSession:
         except ImgbuildError as error:
             failure.report(error, self._evidence, self._ui)
             if self._context.on_error is not OnError.CLEANUP and self._disks.directory.is_dir():
-                process.keep(self._output.work)
+                self._hand_over()
                 self._ui.say(f"The disks are kept: {self._disks.directory}")
             raise
         return replace(made, state={**self._data, **made.state})
@@ -319,13 +335,19 @@ class MachineSession:
             return self._ui.ask("[a]bort and keep the machine, or anything else to clean up?") == "a"
         return self._context.on_error in (OnError.ABORT, OnError.RUN_CLEANUP_PROVISIONER)
 
+    def _hand_over(self) -> None:
+        """The disks outlive us, and whatever becomes of the layers that they stand on."""
+        process.keep(self._output.work)
+        with contextlib.suppress(OSError, CommandError):  # no room for what has to be copied: then it stands on layers
+            self._disks.own()
+
     def _keep_machine(self) -> None:
         """Hand the machine over to the person: it, its disks and its keys outlive us."""
         machine, o = self._evidence.machine, self._options
         if machine is None or not machine.running:
             return
-        for path in (self._output.work, self._runtime):
-            process.keep(path)
+        process.keep(self._runtime)
+        self._hand_over()
         self._ui.say("The machine is kept")
         port = machine.host_port
         self._ui.message(str(machine.release()))

@@ -27,14 +27,16 @@ sync
 """
 
 
-def shut_down(machine: Machine, guest: Guest, options: MachineOptions, context: BuildContext, ui: Ui) -> None:
-    """Leave nothing of ours, then power off; QEMU must end by itself, and without an error. Raises GuestError."""
+def shut_down(machine: Machine, guest: Guest, options: MachineOptions, context: BuildContext, ui: Ui) -> bool:
+    """Leave nothing of ours, then power off; QEMU must end by itself, and without an error. Whether all was left as it
+    should be; what was not is said. Raises GuestError.
+    """
     communicator, limit = guest.communicator, options.shutdown_timeout
     if communicator is None or not machine.running or machine.shutdown is not None:
         ui.warning("The guest has powered itself off: the build's key, if it made one, is still in it")
         machine.wait_shutdown(limit)
-        return
-    _leave(communicator, guest, options, ui)
+        return False
+    clean = _leave(communicator, guest, options, ui)
     with ui.step("Shutting the machine down"), ui.progress("Shutting down", limit, "seconds"):
         status: int | None = None
         if options.shutdown_command:
@@ -48,17 +50,20 @@ def shut_down(machine: Machine, guest: Guest, options: MachineOptions, context: 
             if status:
                 raise GuestError(f"The shutdown_command failed with exit status {status}: {error.message}") from error
             raise
+    return clean
 
 
-def _leave(communicator: Communicator, guest: Guest, options: MachineOptions, ui: Ui) -> None:
-    sshkeys.forget(communicator, options, guest.data.get("SSHPublicKey", ""), ui)
+def _leave(communicator: Communicator, guest: Guest, options: MachineOptions, ui: Ui) -> bool:
+    clean = sshkeys.forget(communicator, options, guest.data.get("SSHPublicKey", ""), ui)
     if options.seals:
         with ui.step("Removing what makes this machine one of a kind (host keys, machine-id, logs)"):
             if communicator.run(_as_root(_SEAL), timeout=300) != 0:
                 ui.warning("The image could not be sealed: its clones may share host keys or machine-id")
+                clean = False
     if not options.skip_compaction:
         with ui.step("Trimming the file systems"):
             communicator.run(_as_root(_TRIM), timeout=600)
+    return clean
 
 
 def _as_root(script: str) -> str:

@@ -69,9 +69,25 @@ class Workspace:
             _link_or_point(top, link)
 
     def fill(self, layer: Path) -> None:
-        """Put the sealed disks and the UEFI variables into a layer's directory."""
+        """Put the sealed disks into a layer's directory."""
         for number, path in enumerate(self.sealed):
             _link_or_copy(path.resolve(), layer / f"disk{number}.qcow2")
+
+    def own(self) -> None:
+        """Make all of it independent of the store: for a person who is handed the disks."""
+        for path in list(self.directory.iterdir()):
+            if path.is_symlink() and path.name != SOURCE:
+                target = path.resolve()
+                path.unlink()
+                _link_or_copy(target, path)
+        for top in self.tops:
+            if top.is_file() and top.stat().st_nlink > 1:  # it is a layer's as well, and will be written to
+                aside = top.with_name(f"{top.name}.own")
+                copy(top, aside)
+                aside.replace(top)
+
+    def fill_nvram(self, layer: Path) -> None:
+        """Put the UEFI variables into a layer's directory, while nobody writes them."""
         if self.nvram.is_file():
             shutil.copyfile(self.nvram, layer / NVRAM)
 

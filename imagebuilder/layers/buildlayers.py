@@ -35,7 +35,7 @@ class BuildLayers:
 
     def __init__(
         self, steps: Sequence[Step], store: Store | None, origin: Origin, ui: Ui, limits: Limits,
-        last: int | None = None,
+        last: int | None = None, untouched: Callable[[Step], bool] = lambda step: True,
     ) -> None:  # fmt: skip
         self.steps = tuple(steps)
         self.last = len(steps) - 1 if last is None else last  # -until: the last step there shall be
@@ -43,6 +43,8 @@ class BuildLayers:
         self._held: Held | None = None
         self._at = -1  # the step whose state we have: restored or made
         self._parent: Record | None = None  # the record of its layer; None when there is none, and none can follow
+        self._untouched = untouched  # whether what a step reads still is what its fingerprint tells
+        self._spoiled = self._waited = False
         self._refused: set[str] = set()
         self._claimed = contextlib.ExitStack()
 
@@ -52,8 +54,7 @@ class BuildLayers:
             try:
                 self._store.sweep()
             except StoreError as error:
-                self._ui.warning(f"No layers are kept or used: {error.message}")
-                self._store = None
+                self._without(error)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,29 +92,40 @@ class BuildLayers:
         """The number of a step that every build has: base, shutdown, export."""
         return next(step.number for step in self.steps if step.name == name)
 
-    def resume(self) -> Step | None:
-        """The deepest step whose layer can be used, held from now on; None: begin at the beginning.
+    def resume(self, last: int | None = None) -> Step | None:
+        """The deepest step whose layer can be used, held from now on; None: begin at the beginning. None after `last`.
 
         Waits while another build makes the step that would come next.
         """
-        told = False
+        last = self.last if last is None else last
         while self._store is not None:
-            self._release()
-            self._at = self._deepest(self._store)
-            if self._at >= 0 and not self._hold(self._store, self.steps[self._at]):
-                self._refused.add(self.steps[self._at].fingerprint)  # it was broken
-                continue
-            if self._claim(self._store) or self._at >= self.last:
-                break
-            if not told:
-                told = True
-                self._ui.say(f"Another build makes step {self.steps[self._at + 1]} just now: waiting for its layer")
-            time.sleep(_PAUSE)
+            try:
+                self._release()
+                self._at = self._deepest(self._store, last)
+                if not self._claim(self._store):
+                    self._wait()
+                elif self._at < 0 or self._hold(self._store, self.steps[self._at]):
+                    break
+                else:
+                    self._refused.add(self.steps[self._at].fingerprint)  # it was broken
+            except StoreError as error:
+                self._without(error)
         return self.steps[self._at] if self._at >= 0 else None
 
-    def _deepest(self, store: Store) -> int:
-        steps = [step for step in self.steps[: self.last + 1] if step.fingerprint not in self._refused]
+    def _deepest(self, store: Store, last: int) -> int:
+        steps = [step for step in self.steps[: last + 1] if step.fingerprint not in self._refused]
         return deepest(steps, store, self._limits)
+
+    def _wait(self) -> None:
+        if not self._waited:
+            self._waited = True
+            self._ui.say(f"Another build makes step {self.steps[self._at + 1]} just now: waiting for its layer")
+        time.sleep(_PAUSE)
+
+    def _without(self, error: StoreError) -> None:
+        self._ui.warning(f"No layers are kept or used: {error.message}")
+        self._release()
+        self._store = None
 
     def _hold(self, store: Store, step: Step) -> bool:
         self._held = store.hold(step.fingerprint, self._ui)
@@ -145,7 +157,7 @@ class BuildLayers:
     def keeps(self, step: Step) -> bool:
         """Whether a layer can be kept of this step, once it is done."""
         follows = step.number == 0 or step.name == EXPORT or self._parent is not None
-        return self._store is not None and bool(step.fingerprint) and follows
+        return self._store is not None and bool(step.fingerprint) and follows and not self._spoiled
 
     def name(self, step: Step) -> str:
         """By what the disks of a step's layer are called in the workspace."""
@@ -156,10 +168,18 @@ class BuildLayers:
         self._at, self._parent = step.number, None
         self._claimed.close()  # who waits for its layer need not
 
+    def spoil(self) -> None:
+        """What comes now is not what it should be, as the person was told: nothing of it is kept."""
+        self._spoiled = True
+
     def keep(self, step: Step, fill: Callable[[Path], None]) -> None:
         """Keep the state after a step: `fill` puts its files into a directory. A failure only costs the layer."""
         assert self._store is not None
         began, parent = time.monotonic(), None if step.name == EXPORT else self._parent
+        if not self._untouched(step):
+            self._ui.warning(f"Step {step} is not kept: what it reads was changed while it ran")
+            self.passed(step)
+            return
         self._at = step.number
         kept = None
         try:
@@ -168,6 +188,8 @@ class BuildLayers:
                 kept = making.keep(replace=self._replaces(step))
                 if kept is not None:
                     self._hold_more(kept)
+                else:
+                    self._ui.message(f"Step {step} is not kept: another layer of it is in its place, and in use")
         except (StoreError, CommandError) as error:
             self._ui.warning(f"Step {step} is not kept: {error.message}")
         self._parent = kept.record if kept is not None else None

@@ -6,7 +6,7 @@ Pure: from what the steps are to what they are found by; from a store's records 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,15 +37,19 @@ class Step:
         return self.title if _own(self) else f"{self.number} ({self.title})"
 
 
-def chain(steps: Sequence[Step], build: str) -> tuple[Step, ...]:
-    """The steps with numbers and fingerprints. `build`: its name and type, which some scripts read."""
+def chain(steps: Sequence[Step], build: str, variables: Mapping[str, str] | None = None) -> tuple[Step, ...]:
+    """The steps with numbers and fingerprints. `build`: what tells it from others, which some scripts read;
+    `variables`: the user's, which some late templates ask for."""
     out: list[Step] = []
-    parent, why_not, named = "", "", False
+    parent, why_not, named, late = "", "", False, False
     for number, step in enumerate(steps):
         inputs = [*(step.inputs or ()), *([option("cache_key", step.cache_key)] if step.cache_key else [])]
-        named = named or any(one.names_build for one in inputs)
-        if named and not _own(step):
-            inputs.append(option("PACKER_BUILD_NAME", build))
+        late = late or any("build" in one.late for one in inputs)
+        named = named or late or any(one.names_build for one in inputs)  # what one step has put there, another may read
+        if late or (named and not _own(step)):
+            inputs.append(option("the build's name", build))
+        if any("user" in one.late for one in inputs):
+            inputs.append(option("variables", dict(variables or {})))
         why_not = why_not or step.why_not or _why_never(step)
         parent = "" if why_not else fingerprint(parent, inputs)
         out.append(replace(step, number=number, inputs=tuple(inputs), fingerprint=parent, why_not=why_not))

@@ -31,7 +31,6 @@ __all__ = ["Held", "Layer", "Making", "Record", "Store"]
 
 _MAKING, _GONE = ".making-", ".gone-"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # a file system's, not a connection's
 _HINT = "make room there, or name another place by IMGBUILD_CACHE_DIR"
 
 
@@ -84,25 +83,15 @@ class Store:
             self._remove_unreadable(fingerprint, ui)
         return None
 
-    def holding(self, layer: Layer) -> Held | None:
-        """Take a layer that was just made, and all that it stands on, into use, unverified; None when it is gone."""
-        chain = self.chain(layer)
-        with contextlib.ExitStack() as unless_held:
-            held = unless_held.enter_context(Held())
-            if chain and all(held.add(one) for one in chain):
-                unless_held.pop_all()
-                return held
-        return None
-
     @contextlib.contextmanager
     def making(self, record: Record) -> Iterator[Making]:
         """A layer to be written; gone at the end of the block unless it was kept."""
         with self._private(_MAKING) as path:
             try:
                 yield Making(self, record, path)
+            except (ConnectionError, TimeoutError):
+                raise  # somebody else's
             except OSError as error:
-                if error.errno not in _REFUSED:
-                    raise
                 raise self._failure(error) from error
 
     @contextlib.contextmanager

@@ -29,6 +29,7 @@ class Record:
     etag: str = ""
     last_modified: str = ""
     fetched: float = 0.0  # Unix seconds; when its source was last asked
+    identity: str = ""  # of a file of the user's: another one after anybody wrote or replaced it
 
     def describes(self, file: Path) -> bool:
         """Whether the file is, by size and time, the one that was read."""
@@ -72,16 +73,24 @@ def digest(file: Path, algorithm: str, ui: Ui, name: str) -> str:
     return hasher.hexdigest()
 
 
+def _identity(file: Path) -> str:
+    """Times that people can set don't count (stat(2): nobody sets st_ctime)."""
+    status = file.stat()
+    return f"{status.st_dev} {status.st_ino} {status.st_ctime_ns}"
+
+
 def remembered(file: Path, algorithm: str, ui: Ui) -> str:
     """The digest of a file of the user's, read only when it changed since it was last asked for."""
     absolute = file.resolve()
     key = hashlib.sha256(f"{algorithm}:{absolute}".encode(errors="surrogateescape")).hexdigest()
     place = directory() / "known" / f"{key}.json"
     record = read(place)
-    if record is None or not record.describes(absolute):
-        before = absolute.stat()
+    if record is None or not record.describes(absolute) or record.identity != _identity(absolute):
+        before, identity = absolute.stat(), _identity(absolute)
         checksum = f"{algorithm}:{digest(absolute, algorithm, ui, file.name)}"
-        record = Record(checksum, before.st_size, before.st_mtime_ns, str(absolute), fetched=time.time())
+        record = Record(
+            checksum, before.st_size, before.st_mtime_ns, str(absolute), fetched=time.time(), identity=identity
+        )
         if record.describes(absolute):  # it did not change while it was read
             with contextlib.suppress(StoreError):  # a cache that can't be written only costs the next reading
                 write(place, record)

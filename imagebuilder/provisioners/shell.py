@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -93,10 +93,12 @@ class ShellOptions(Options):
             "env_var_format": self.env_var_format or ("" if self.use_env_var_file else _FORM),
             "valid_exit_codes": sorted(set(self.valid_exit_codes)),
         }
-        scripts = [
-            inputs.content(f"script {number}", path, self._read(path)) for number, path in enumerate(self.all_scripts)
-        ]
+        scripts = [self._script_input(number, path) for number, path in enumerate(self.all_scripts)]
         return [*inputs.options(self, _HARMLESS, _IN_OTHER_WORDS), *inputs.options(meaning.items()), *scripts]
+
+    def _script_input(self, number: int, path: str) -> Input:
+        touched = inputs.stamp(Path(path)) if Path(path).exists() else ""
+        return replace(inputs.content(f"script {number}", path, self._read(path)), stamp=touched)
 
     @property
     def all_scripts(self) -> tuple[str, ...]:

@@ -10,20 +10,21 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imagebuilder.errors import GuestError, StoreError
+from imagebuilder.errors import StoreError
 from imagebuilder.qemu import memory
 from imagebuilder.qemu.qmp import Monitor, QmpError
+
+_LIMIT = 600.0  # seconds; what the guest has written is brought to the disk first
 
 
 @contextlib.contextmanager
 def standing_still(monitor: Monitor) -> Iterator[None]:
-    """Stop the guest for the block."""
-    monitor.execute("stop")
+    """Stop the guest for the block. GuestError when it can't be stopped, or doesn't go on."""
     try:
+        monitor.execute("stop", timeout=_LIMIT)
         yield
     finally:
-        with contextlib.suppress(GuestError):  # QEMU is gone: who waits for the guest will say so
-            monitor.execute("cont", timeout=60)
+        monitor.execute("cont", timeout=_LIMIT)
 
 
 def seal(monitor: Monitor, overlays: Sequence[Path]) -> None:
@@ -40,7 +41,7 @@ def seal(monitor: Monitor, overlays: Sequence[Path]) -> None:
         }
         for number, path in enumerate(overlays)
     ]  # fmt: skip
-    monitor.execute("transaction", {"actions": actions}, timeout=60)
+    monitor.execute("transaction", {"actions": actions}, timeout=_LIMIT)
 
 
 def memory_can_be_kept(monitor: Monitor) -> bool:

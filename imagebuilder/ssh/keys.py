@@ -74,8 +74,9 @@ def for_build(options: CommunicatorOptions, runtime: Path) -> KeyPair | None:
     return pair
 
 
-def forget(communicator: Communicator, options: CommunicatorOptions, public: str, ui: Ui) -> None:
+def forget(communicator: Communicator, options: CommunicatorOptions, public: str, ui: Ui) -> bool:
     """Take our key out of the guest: always the one made for the build, the person's own when the template says so.
+    Whether it is out.
 
     `public` is the line of the former, or empty. A guest where that fails is told of, and is no failure.
     """
@@ -85,6 +86,8 @@ def forget(communicator: Communicator, options: CommunicatorOptions, public: str
         line = f"{key.get_name()} {key.get_base64()}"
     if line and communicator.run(removal(line), timeout=60) != 0:
         ui.warning("The build's key could not be removed from authorized_keys of the image")
+        return False
+    return True
 
 
 def removal(line: str) -> str:
