@@ -1,9 +1,8 @@
-"""A guest that can be reached: SSH, what templates may know of it, and its clock after it was restored."""
+"""A guest that can be reached: SSH, and what templates may know of it."""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from imagebuilder.builders.run import Run, Source
 from imagebuilder.console import symptoms
 from imagebuilder.errors import GuestError
 from imagebuilder.failure import Evidence
-from imagebuilder.plugins import Communicator, Guest
+from imagebuilder.plugins import Guest
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.ssh.communicator import SshCommunicator
 
-_CLOCK_TIMEOUT = 60.0  # seconds
 _ALWAYS = "127.0.0.1"
 
 
@@ -85,11 +83,3 @@ class Reach:
             "SSHPublicKey": str(data["SSHPublicKey"]), "SSHPrivateKey": key.private if key else "",
             "SSHPrivateKeyFile": o.ssh_private_key_file, "SSHAgentAuth": str(o.ssh_agent_auth).lower(),
         }  # fmt: skip
-
-
-def set_clock(communicator: Communicator) -> bool:
-    """Tell a guest that was restored what time it is now (it slept since its layer was made); whether it took it."""
-    script = 'date -u -s "@$1" || date -u -s "@${1%.*}" || date -u -D %s -s "${1%.*}"'
-    inner = f"sh -c {shlex.quote(script)} sh"
-    command = f'now={time.time():.3f}; if [ "$(id -u)" = 0 ]; then {inner} $now; else sudo -n {inner} $now; fi'
-    return communicator.run(f"({command}) >/dev/null 2>&1", timeout=_CLOCK_TIMEOUT) == 0

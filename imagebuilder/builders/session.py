@@ -16,9 +16,10 @@ from imagebuilder import failure, process
 from imagebuilder.builders import export, hardware, sealing, waiting
 from imagebuilder.builders.hardware import GUEST_VIEW, FirstBoot
 from imagebuilder.builders.qemuoptions import system_disk_name
-from imagebuilder.builders.reach import Reach, set_clock
+from imagebuilder.builders.reach import Reach
 from imagebuilder.builders.run import Run, Source
 from imagebuilder.builders.shutdown import shut_down
+from imagebuilder.builders.wake import wake
 from imagebuilder.builders.workspace import Workspace
 from imagebuilder.console import keyboard, screen
 from imagebuilder.console.bootcommand import parse as parse_boot_command
@@ -152,8 +153,8 @@ class MachineSession:
         else:
             machine = self._start(config if config.boot == "c" else hardware.from_disk(config), stack)
         guest = stack.enter_context(self._reach(run).guest(machine, self._options.ssh_timeout))
-        if layer.has_memory and guest.communicator is not None and not set_clock(guest.communicator):
-            self._ui.warning("The guest's clock could not be set (that takes root, or sudo without a password)")
+        if layer.has_memory and guest.communicator is not None:
+            wake(guest.communicator, self._ui)
         return guest
 
     def _put_disks(self, run: Run) -> None:
