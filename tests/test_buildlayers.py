@@ -471,3 +471,20 @@ def test_two_builds_at_one_step_keep_one_layer(opened: Opened, store: Store) -> 
         layers.keep(STEPS[1], filled("ours"))
         assert not layers.kept and not layers.keeps(STEPS[2]), "what follows would stand on ours, which isn't there"
     assert (layer_of(store, STEPS[1]).path / "disk0.qcow2").read_text() == "other's"
+
+
+@pytest.mark.parametrize("keepable", [True, False], ids=["kept", "passed"])
+def test_what_was_changed_while_the_build_ran_spoils_all_that_follows(
+    store: Store, told: list[Event], keepable: bool
+) -> None:
+    ui = Ui("web", told.append)
+    with BuildLayers(STEPS, store, Origin("t", "web"), ui, Limits(), None, lambda step: step.number != 1) as layers:
+        layers.resume()
+        layers.keep(STEPS[0], filled())
+        if keepable:
+            layers.keep(STEPS[1], filled())
+        else:
+            layers.passed(STEPS[1])
+        assert not any(layers.keeps(step) for step in STEPS[2:])
+    assert [layer.record.step for layer in store.layers()] == [0]
+    assert "was changed while the build ran" in told[-1].text

@@ -1,8 +1,8 @@
 """What a restored guest is told: what time it is now, and that others may wake up from the same state as it did.
 
 Without the second, two guests restored from one layer draw the same random numbers. Kernels with a vmgenid driver
-notice by themselves (Linux 5.18 with CONFIG_VMGENID; Debian 12's cloud kernel hasn't it). The others are made to reseed:
-a seed is written to /dev/urandom, and ioctl RNDRESEEDCRNG (random(4), Linux 4.17) takes it into use.
+notice by themselves (Linux 5.18 with CONFIG_VMGENID; Debian 12's cloud kernel hasn't it). The others are made to
+reseed: a seed is written to /dev/urandom, and ioctl RNDRESEEDCRNG (random(4), Linux 4.17) takes it into use.
 """
 
 from __future__ import annotations

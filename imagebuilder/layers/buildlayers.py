@@ -167,6 +167,16 @@ class BuildLayers:
         """A step is done of which no layer is kept: nothing after it can be, but the finished image."""
         self._at, self._parent = step.number, None
         self._claimed.close()  # who waits for its layer need not
+        self._was_touched(step)
+
+    def _was_touched(self, step: Step) -> bool:
+        """Whether what a step reads isn't what its fingerprint tells any more: then nothing is kept from here on, the
+        image neither."""
+        if self._store is None or self._spoiled or not step.fingerprint or self._untouched(step):
+            return False
+        self._ui.warning(f"Step {step} is not kept, nor what follows: what it reads was changed while the build ran")
+        self.spoil()
+        return True
 
     def spoil(self) -> None:
         """What comes now is not what it should be, as the person was told: nothing of it is kept."""
@@ -176,8 +186,7 @@ class BuildLayers:
         """Keep the state after a step: `fill` puts its files into a directory. A failure only costs the layer."""
         assert self._store is not None
         began, parent = time.monotonic(), None if step.name == EXPORT else self._parent
-        if not self._untouched(step):
-            self._ui.warning(f"Step {step} is not kept: what it reads was changed while it ran")
+        if self._was_touched(step):
             self.passed(step)
             return
         self._at = step.number

@@ -75,7 +75,6 @@ def test_an_installation_is_restored_until_something_changes(distro: TestDistro,
 
     nothing = here.build()
     assert (nothing.ran, nothing.machines, hashed(here.image)) == ([], 0, before)
-    assert nothing.seconds < 5
 
     here.builder.update(
         http_port_min=18000, http_port_max=18999, vm_name="other.qcow2", output_directory="elsewhere", headless=True
@@ -128,6 +127,31 @@ def test_a_restored_guest_goes_on_as_if_nothing_had_been(again: Project) -> None
     assert outcome.ran == ["3.sh"]
     assert abs(now - told) < 3
     assert {"shared", "hello from here"} <= set(outcome.texts("message"))
+
+
+def test_restores_of_one_layer_draw_different_random_numbers(again: Project) -> None:
+    """The test distribution's kernel has no vmgenid driver, and nothing but busybox."""
+    again.write("3.sh", "echo drew $(head -c 16 /dev/urandom | xxd -p)")
+    drawn = [
+        text
+        for _ in range(2)
+        for text in again.build("-from=3", "-until=3").texts("message")
+        if text.startswith("drew ")
+    ]
+    assert len(set(drawn)) == 2, drawn
+
+
+def test_what_was_changed_while_the_build_ran_is_not_kept(again: Project) -> None:
+    old = (again.directory / "2.sh").read_text()
+    again.write("1.sh", "echo begun", "sleep 4", "echo one > /etc/one")
+    with imgbuild("build", "-force", again.written(), cwd=again.directory, env=again.env) as running:
+        running.until("begun")
+        again.write("2.sh", "echo other > /etc/two")
+        running.until("Running script '3.sh'")
+        (again.directory / "2.sh").write_text(old)
+        outcome = running.finish()
+    assert outcome.code == 0 and "Step 2 (shell: 2.sh) is not kept, nor what follows" in outcome.text
+    assert again.build().ran == ["2.sh", "3.sh"]
 
 
 @needs_root
