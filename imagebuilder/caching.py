@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imagebuilder.errors import TemplateError
 from imagebuilder.layers.buildlayers import BuildLayers, Origin
 from imagebuilder.layers.chain import Limits, Step, find
 from imagebuilder.layers.store import Store
@@ -28,10 +29,15 @@ def layers_of(plan: BuildPlan, caching: Caching, ui: Ui) -> BuildLayers:
     """The layers that a build may use and add to. Raises ImgbuildError for a step that isn't there."""
     on = caching.on and not plan.context.debug  # who pauses a build may do anything to its guest meanwhile
     found = steps(plan, ui, fetch=True) if on else unkept(plan)
-    last = find(found, caching.until).number if caching.until else None
     limits = limits_of(found, caching)
     return BuildLayers(
-        found, Store() if on else None, origin_of(plan), ui, limits, last, lambda step: untouched(plan, step, ui)
+        found,
+        Store() if on else None,
+        origin_of(plan),
+        ui,
+        limits,
+        last_of(found, caching),
+        lambda step: untouched(plan, step, ui),
     )
 
 
@@ -42,5 +48,13 @@ def origin_of(plan: BuildPlan) -> Origin:
 
 
 def limits_of(found: Sequence[Step], caching: Caching) -> Limits:
-    """What may be used. Raises ImgbuildError for a step that isn't there."""
-    return Limits(find(found, caching.first).number if caching.first else None, caching.max_age)
+    """What may be used. Raises TemplateError for a step that isn't there."""
+    first = find(found, caching.first) if caching.first else None
+    if first is not None and first.number > last_of(found, caching):
+        raise TemplateError(f"-from={caching.first} comes after -until={caching.until}: nothing would be run again")
+    return Limits(first.number if first is not None else None, caching.max_age)
+
+
+def last_of(found: Sequence[Step], caching: Caching) -> int:
+    """The number of the last step that is to be done. Raises TemplateError for a step that isn't there."""
+    return find(found, caching.until).number if caching.until else len(found) - 1

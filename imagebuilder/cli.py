@@ -56,6 +56,7 @@ _CACHING = commandline.options(
     click.option(
         "--from", "first", default="", metavar="STEP", help="Run again from this step (number, name or title)."
     ),
+    click.option("--until", default="", metavar="STEP", help="End when this step is kept; no image is made."),
     click.option("--cache-max-age", metavar="AGE", help="Use no layer that stems from longer ago, as '7d' or '12h'."),
 )
 _ON_ERROR = click.Choice([str(choice) for choice in OnError])
@@ -82,7 +83,6 @@ def main_group() -> None:
     "--on-error", type=_ON_ERROR, default="cleanup", show_default=True, help="What to do with a failed machine."
 )
 @_CACHING
-@click.option("--until", default="", metavar="STEP", help="End when this step is kept; no image is made.")
 @click.option("--parallel-builds", type=click.IntRange(0), default=0, metavar="N", help="At most N builds at once.")
 @click.option("--parallel/--no-parallel", default=True, hidden=True)
 @click.option("--debug/--no-debug", help="Pause after every provisioner.")
@@ -185,7 +185,7 @@ def _caching(options: dict[str, Any]) -> Caching:
     return Caching(
         options["cache"],
         options["first"],
-        options.get("until", ""),
+        options["until"],
         commandline.age(options["cache_max_age"], "cache-max-age"),
     )
 

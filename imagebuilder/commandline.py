@@ -68,7 +68,7 @@ def age(text: str | None, option: str) -> float | None:
         if found < 0:
             raise ValueError(f"'{text}' is negative")
     except ValueError as error:
-        raise TemplateError(f"-{option}: {error}", hint="write it like '7d', '12h' or '30m'") from error
+        raise TemplateError(f"-{option}: '{text}' is no age: write it like '7d', '12h' or '30m'") from error
     return found
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from imagebuilder import __version__, ui
-from imagebuilder.caching import Caching, limits_of, origin_of
+from imagebuilder.caching import Caching, last_of, limits_of, origin_of
 from imagebuilder.layers.chain import Verdict, judge
 from imagebuilder.layers.store import Store
 from imagebuilder.plugins import Outline
@@ -74,21 +75,20 @@ def show_plan(plan: BuildPlan, caching: Caching, console: Console) -> None:
     voice = ui.Ui(name, console.show)
     for secret in plan.context.sensitive:
         voice.mask(secret)
-    outline = plan.builder.outline()
+    outline, verdicts = plan.builder.outline(), _verdicts(plan, caching, voice)
     for key, value in outline.options:
         if "password" in key and isinstance(value, str) and value:
             voice.mask(value)
     options = json.loads(outline.options.model_dump_json(exclude_defaults=True))
     if isinstance(console, JsonConsole):
         told, argv = list(outline.steps) + _steps(plan), list(outline.argv)
-        layers = [_verdict_data(verdict) for verdict in _verdicts(plan, caching, voice)]
+        layers = [_verdict_data(verdict) for verdict in verdicts]
         shown = _masked({"options": options, "steps": told, "layers": layers, "argv": argv}, voice)
         console.show(Event("plan", name, "", shown))
     else:
-        _plan_text(plan, outline, options, voice)
-        voice.say("Layers")
-        for verdict in _verdicts(plan, caching, voice):
-            voice.message(f"{verdict.step}: {f'runs: {verdict.why}' if verdict.why else 'restored'}")
+        _plan_text(outline, options, voice)
+        for line in _steps_text(plan, verdicts):
+            voice.message(line)
 
 
 def _verdicts(plan: BuildPlan, caching: Caching, voice: ui.Ui) -> list[Verdict]:
@@ -96,8 +96,10 @@ def _verdicts(plan: BuildPlan, caching: Caching, voice: ui.Ui) -> list[Verdict]:
     if not caching.on:
         return [Verdict(step, step.why_not) for step in unkept(plan)]
     found = steps(plan, voice, fetch=False)
-    origin = origin_of(plan)
-    return judge(found, Store(), limits_of(found, caching), origin.template, origin.build)
+    origin, limits = origin_of(plan), limits_of(found, caching)
+    verdicts = judge(found, Store(), limits, origin.template, origin.build)
+    last = last_of(found, caching)
+    return [one if one.step.number <= last else Verdict(one.step, "not reached (-until)") for one in verdicts]
 
 
 def _verdict_data(verdict: Verdict) -> dict[str, Any]:
@@ -117,15 +119,23 @@ def _masked(tree: Any, voice: ui.Ui) -> Any:
     return voice.masked(tree) if isinstance(tree, str) else tree
 
 
-def _plan_text(plan: BuildPlan, outline: Outline, options: dict[str, Any], voice: ui.Ui) -> None:
+def _plan_text(outline: Outline, options: dict[str, Any], voice: ui.Ui) -> None:
     voice.say("Options")
     for key, value in options.items():
         voice.message(f"{key} = {json.dumps(_masked(value, voice))}")
-    voice.say("Steps")
-    for number, step in enumerate([*outline.steps, *_steps(plan)], 1):
-        voice.message(f"{number}. {step}")
+    voice.say("From nothing to a guest that can be reached")
+    for step in outline.steps:
+        voice.message(f"- {step}")
     voice.say("QEMU")
     voice.message(shlex.join(outline.argv))
+    voice.say("Steps")
+
+
+def _steps_text(plan: BuildPlan, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    for one in verdicts:
+        yield f"{one.step.number}. {one.step.title}: {f'runs: {one.why}' if one.why else 'restored'}"
+    for chain in plan.post_processors:
+        yield f"post-process: {' -> '.join(step.name for step in chain)}"
 
 
 def _steps(plan: BuildPlan) -> list[str]:

@@ -37,6 +37,11 @@ def open_shell(plan: BuildPlan, at: str, ui: Ui) -> int:
     source, store = _source(plan), Store()
     found = steps(plan, ui, fetch=False)
     step = choose(found, at, store, _path(plan))
+    if step.name == SHUTDOWN and getattr(plan.builder_options, "makes_key", False):
+        raise ImgbuildError(
+            "nobody can log in to the machine that was shut down: the build's key is out of it",
+            hint="open an earlier step, or try the image: imgbuild boot",
+        )
     origin = Origin(_path(plan), plan.context.build_name)
     with BuildLayers(found, store, origin, ui, Limits(), step.number) as layers:
         layers.resume()

@@ -11,7 +11,7 @@ import pytest
 
 from imagebuilder import planning
 from imagebuilder.caching import Caching, layers_of
-from imagebuilder.errors import ImgbuildError
+from imagebuilder.errors import ImgbuildError, TemplateError
 from imagebuilder.templates.buildplan import BuildPlan
 from imagebuilder.templates.template import load_template, plan_builds
 from imagebuilder.ui import JsonConsole, TextConsole
@@ -48,36 +48,36 @@ def build(given: BuildPlan) -> None:
 
 
 def told(given: BuildPlan, caching: Caching | None = None) -> list[str]:
-    """The lines of the section "Layers"."""
+    """The lines of the section "Steps"."""
     out = io.StringIO()
     planning.show_plan(given, caching or Caching(), TextConsole(out, color=False))
     lines = out.getvalue().splitlines()
-    return [line.removeprefix("    qemu: ") for line in lines[lines.index("==> qemu: Layers") + 1 :]]
+    return [line.removeprefix("    qemu: ") for line in lines[lines.index("==> qemu: Steps") + 1 :]]
 
 
 def test_before_the_first_build_all_runs() -> None:
     assert told(plan()) == [
-        "base: runs: not built before",
-        "1 (shell: base.sh): runs: not built before",
-        "2 (shell: web.sh): runs: not built before",
-        "shutdown: runs: not built before",
-        "export: runs: not built before",
+        "0. base: runs: not built before",
+        "1. shell: base.sh: runs: not built before",
+        "2. shell: web.sh: runs: not built before",
+        "3. shutdown: runs: not built before",
+        "4. export: runs: not built before",
     ]
 
 
 def test_a_changed_script_is_named(here: Path) -> None:
     build(plan())
     assert told(plan()) == [
-        "base: restored", "1 (shell: base.sh): restored", "2 (shell: web.sh): restored", "shutdown: restored",
-        "export: restored",
+        "0. base: restored", "1. shell: base.sh: restored", "2. shell: web.sh: restored", "3. shutdown: restored",
+        "4. export: restored",
     ]  # fmt: skip
     (here / "web.sh").write_text("echo mended\n")
     assert told(plan()) == [
-        "base: restored",
-        "1 (shell: base.sh): restored",
-        "2 (shell: web.sh): runs: web.sh changed",
-        "shutdown: runs: an earlier step runs again",
-        "export: runs: an earlier step runs again",
+        "0. base: restored",
+        "1. shell: base.sh: restored",
+        "2. shell: web.sh: runs: web.sh changed",
+        "3. shutdown: runs: an earlier step runs again",
+        "4. export: runs: an earlier step runs again",
     ]
 
 
@@ -89,6 +89,14 @@ def test_from_and_no_cache_are_obeyed() -> None:
     assert all(line.endswith("runs: layers are off") for line in told(plan(), Caching(on=False)))
     with pytest.raises(ImgbuildError, match="there is no step 'nothing'"):
         told(plan(), Caching(first="nothing"))
+
+
+def test_until_is_obeyed() -> None:
+    assert [line.endswith("not reached (-until)") for line in told(plan(), Caching(until="1"))] == [
+        False, False, True, True, True,
+    ]  # fmt: skip
+    with pytest.raises(TemplateError, match="-from=2 comes after -until=1"):
+        told(plan(), Caching(first="2", until="1"))
 
 
 def test_age_is_obeyed() -> None:

@@ -316,6 +316,9 @@ class QemuOptions(MachineOptions):
         for key in ("http_interface", "http_network_protocol"):
             if getattr(self, key):
                 yield key, "has no effect: the guest reaches us as 10.0.2.2; http_bind_address says where we listen"
+        for url in self.urls:
+            if "://" not in url and "::" not in url and not Path(url).exists():
+                yield "iso_urls" if self.iso_urls else "iso_url", f"there is no file '{url}' (yet?)"
         if self.iso_checksum == "none" and self.urls:
             yield "iso_checksum", "'none': nobody notices a broken or foreign file; give its digest"
         if self.http_bind_address in ("0.0.0.0", "::"):  # noqa: S104 - it is looked for, not bound

@@ -143,7 +143,8 @@ class MachineSession:
 
     def _restored(self, step: Step, stack: contextlib.ExitStack) -> Guest:
         layer = self._layers.held[-1]
-        self._ui.say(f"Going on from step {step}, as it was left {duration(self._layers.age)} ago")
+        text = f"Going on from step {step}, as it was left {duration(self._layers.age)} ago"
+        self._ui.event("say", text, step=step.number, title=step.title, layer=layer.record.fingerprint)
         run = self._serve(stack, layer.path)
         self._put_disks(run)
         self._disks.tops = self._disks.overlays()

@@ -203,7 +203,8 @@ class BuildLayers:
             self._ui.warning(f"Step {step} is not kept: {error.message}")
         self._parent = kept.record if kept is not None else None
         if kept is not None:
-            self._ui.message(f"Kept as layer {kept.record.fingerprint[:12]} ({size(kept.size)}, {_took(began)})")
+            text = f"Kept as layer {kept.record.fingerprint[:12]} ({size(kept.size)}, {_took(began)})"
+            self._ui.event("message", text, step=step.number, title=step.title, layer=kept.record.fingerprint)
         self._claim_next()
 
     def _replaces(self, step: Step) -> bool:

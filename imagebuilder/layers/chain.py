@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from imagebuilder.errors import ImgbuildError
+from imagebuilder.errors import TemplateError
 from imagebuilder.inputs import Input, fingerprint, option
 from imagebuilder.layers.record import Layer, Record
 from imagebuilder.suggestion import did_you_mean
@@ -67,7 +67,10 @@ def _why_never(step: Step) -> str:
 
 
 def find(steps: Sequence[Step], word: str) -> Step:
-    """The step that -from, -until and -at mean: its number, its name, or a part of its title that only it has."""
+    """The step that -from, -until and -at mean: its number, its name, or a part of its title that only it has.
+
+    Raises TemplateError.
+    """
     exact = [step for step in steps if word in (str(step.number), step.name, step.title)]
     found = exact or [step for step in steps if word.lower() in step.title.lower()]
     if len(found) == 1:
@@ -76,7 +79,7 @@ def find(steps: Sequence[Step], word: str) -> Step:
     listed = ", ".join(f"{step.number} ({step.title})" for step in (found or steps))
     what = f"'{word}' is more than one step" if found else f"there is no step '{word}'"
     near = None if found else did_you_mean(word, names)
-    raise ImgbuildError(what, hint=near or f"write one of their numbers: {listed}")
+    raise TemplateError(what, hint=near or f"write one of their numbers: {listed}")
 
 
 class Known(Protocol):
