@@ -201,13 +201,17 @@ def _wrapped(value: str) -> list[str]:
 def prune_layers(
     store: Store, console: Console, *, max_size: int | None = None, max_age: float | None = None, dry_run: bool = False
 ) -> None:
-    """Remove what was used least recently; without a limit given, what is too much for the store's own."""
+    """Remove what can't be used, then what was used least recently; without a limit given, what is too much for the
+    store's own."""
     if max_size is None and max_age is None:
         max_size = prune.limit_bytes()
     before = store.layers()
+    useless = [layer for layer in before if not store.chain(layer)]  # what they stood on is gone, or was made anew
     if before and not dry_run:
         store.sweep()
-    gone = prune.prune(_Untouched(store.directory) if dry_run else store, limit=max_size, max_age=max_age)
+        useless = [layer for layer in useless if not layer.path.exists()]
+    pruned = prune.prune(_Untouched(store.directory) if dry_run else store, limit=max_size, max_age=max_age)
+    gone = [*useless, *(layer for layer in pruned if layer not in useless)]
     for layer in gone:
         _tell_removal(layer, console, dry_run=dry_run)
     ids = {layer.record.id for layer in gone}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -348,6 +349,14 @@ def imgbuild(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_every_command_has_help_with_an_example(imgbuild: Run, name: str) -> None:
     done = imgbuild("cache", name, "--help")
     assert done.code == 0 and f"Example: imgbuild cache {name}" in done.out
+
+
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
+def test_prune_tells_of_what_lost_its_parent(store: Store, shown: Shown, dry: bool) -> None:
+    shutil.rmtree(store.directory / ("a" * 64))
+    cachecommand.prune_layers(store, shown.json, dry_run=dry)
+    assert {one["fingerprint"] for one in shown.objects if "fingerprint" in one} == {"ab" + "0" * 62, "c" * 64}
+    assert len(store.layers()) == (3 if dry else 1)
 
 
 @pytest.mark.parametrize(
