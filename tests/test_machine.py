@@ -347,6 +347,15 @@ def test_a_memory_that_can_not_be_written_leaves_the_machine_as_it_was(tmp_path:
         machine.wait(lambda: machine.serial_log.stat().st_size > told, 20, "the machine to go on")
 
 
+def test_without_zstd_no_memory_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with booted(tmp_path, TICKS) as machine:
+        machine.monitor.execute("stop")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(StoreError, match="'zstd' is not installed"):
+            memory.save(machine.monitor, tmp_path / "memory.zst")
+        machine.monitor.execute("cont")
+
+
 def test_a_device_that_can_not_be_saved_is_told(tmp_path: Path) -> None:
     rows = (("-blockdev", "null-co,node-name=empty"), ("-device", "nvme,drive=empty,serial=1"))
     with booted(tmp_path, TICKS, qemuargs=rows) as machine:

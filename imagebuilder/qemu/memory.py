@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagebuilder import process
-from imagebuilder.errors import GuestError, StoreError
+from imagebuilder.errors import GuestError, ImgbuildError, StoreError
 from imagebuilder.qemu.qmp import Monitor
 
 _LIMIT = 600.0  # seconds to write a memory out
@@ -92,4 +92,8 @@ def _pipe() -> tuple[int, int]:
 
 
 def _zstd() -> str:
-    return process.find("zstd", package="zstd")
+    """A machine without it keeps no memory, and builds all the same."""
+    try:
+        return process.find("zstd", package="zstd")
+    except ImgbuildError as error:
+        raise StoreError(error.message, hint=error.hint) from error
