@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +156,14 @@ def boot_disk(path: Path, code: bytes) -> Drive:
     """A raw disk whose boot sector is this code."""
     path.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(2**20 - 512))
     return Drive(str(path), "raw")
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of a child of ours can grow beyond 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from tests.machines import (
     TRIPLE_FAULT,
     WRITE,
     boot_disk,
+    full_disk,
     say,
 )
 
@@ -55,17 +55,6 @@ def booted(tmp_path: Path, code: bytes, **changed: object) -> Iterator[Machine]:
 def said(machine: Machine, text: str) -> None:
     """Wait until the guest wrote this to its serial line."""
     machine.wait(lambda: text in machine.serial_log.read_text(errors="replace"), 20, f"'{text}' on the serial line")
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of a child of ours can grow beyond 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def alive(pid: int) -> bool:

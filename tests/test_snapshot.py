@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from imagebuilder.qemu.arguments import Drive, MachineConfig
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.qemu.qmp import QmpError
 from imagebuilder.ui import Ui
-from tests.machines import HALT, TICKS, WRITE, boot_disk, say
+from tests.machines import HALT, TICKS, WRITE, boot_disk, full_disk, say
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -56,17 +55,6 @@ def digest(path: Path) -> str:
 
 def status(machine: Machine) -> str:
     return str(machine.monitor.execute("query-status")["status"])
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of a child of ours can grow beyond 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_guest_stands_still_for_the_block_and_goes_on(tmp_path: Path) -> None:
