@@ -134,9 +134,9 @@ def _check(image: Path, edition: Edition) -> None:
         sys.exit(f"{image} is not what {edition} makes: {len(missing)} of its marks are missing")
 
 
-def imgbuild_round(number: int, base: Path, key: Path, has_no_cache: bool) -> dict[str, float]:
+def imgbuild_round(number: int, base: Path, key: Path) -> dict[str, float]:
     """One build of each kind. The two first builds take turns in coming first: the second one finds warm disks."""
-    kinds = [FIRST, NO_CACHE] if has_no_cache else [FIRST]
+    kinds = [FIRST, NO_CACHE]
     times: dict[str, float] = {}
     for kind in kinds if number % 2 == 0 else kinds[::-1]:
         cache = CACHE if kind == FIRST else EMPTY
@@ -221,25 +221,17 @@ def _number(value: float | None, width: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.1f}"
 
 
-def offers_no_cache() -> bool:
-    text = subprocess.run([str(IMGBUILD), "build", "--help"], capture_output=True, text=True, check=True).stdout
-    return "--no-cache" in text
-
-
 def main() -> None:
     arguments = _arguments()
     base, key = (arguments.base, arguments.key) if arguments.base else make_base()
     base, key = base.resolve(), key.resolve()
-    has_no_cache = offers_no_cache()
-    if not has_no_cache:
-        print("This imgbuild has no --no-cache, so no layers either: no gain is to be expected", flush=True)
     shutil.rmtree(PROJECT, ignore_errors=True)
     packer: defaultdict[str, list[float]] = defaultdict(list)
     ours: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(arguments.rounds):
         if not arguments.skip_packer:
             _note(number, "Packer", packer, packer_round(base, key))
-        _note(number, "imgbuild", ours, imgbuild_round(number, base, key, has_no_cache))
+        _note(number, "imgbuild", ours, imgbuild_round(number, base, key))
     show_times(packer, ours)
     show_goals(packer, ours)
     show_layers()

@@ -157,12 +157,12 @@ def main() -> None:
     base, key = (arguments.base, arguments.key) if arguments.base else make_base()
     results: dict[str, list[Figures]] = {"packer": [], "imgbuild": []}
     for number in range(arguments.rounds):
-        for tool, program in (("packer", "packer"), ("imgbuild", str(IMGBUILD))):
+        for tool, words in (("packer", ["packer", "build"]), ("imgbuild", [str(IMGBUILD), "build", "-no-cache"])):
             folder = WORK / tool
             output = folder / "output"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "template.json").write_text(json.dumps(template(base.resolve(), key.resolve(), output)))
-            figures = measure([program, "build", str(folder / "template.json")], folder, output)
+            figures = measure([*words, str(folder / "template.json")], folder, output)
             results[tool].append(figures)
             print(f"round {number + 1}, {tool}: {figures}", flush=True)
     show(results["packer"], results["imgbuild"])
