@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imagebuilder.errors import StoreError
+from imagebuilder.errors import GuestError, StoreError
 from imagebuilder.qemu import memory
 from imagebuilder.qemu.qmp import Monitor, QmpError
 
@@ -23,8 +23,11 @@ def standing_still(monitor: Monitor) -> Iterator[None]:
     try:
         monitor.execute("stop", timeout=_LIMIT)
         yield
-    finally:
-        monitor.execute("cont", timeout=_LIMIT)
+    except BaseException:
+        with contextlib.suppress(GuestError):  # what happened first is what the person must read
+            monitor.execute("cont", timeout=_LIMIT)
+        raise
+    monitor.execute("cont", timeout=_LIMIT)
 
 
 def seal(monitor: Monitor, overlays: Sequence[Path]) -> None:
