@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +72,8 @@ def test_the_guest_stands_still_for_the_block_and_goes_on(tmp_path: Path) -> Non
 def test_a_qemu_that_dies_meanwhile_hides_nothing(tmp_path: Path) -> None:
     with booted(tmp_path, TICKS) as machine:
         with pytest.raises(StoreError, match="no room"), snapshot.standing_still(machine.monitor):
-            machine.stop()
+            os.kill(machine.pid, signal.SIGKILL)
+            machine.monitor.join(10)
             raise StoreError("no room")
         with pytest.raises(GuestError), snapshot.standing_still(machine.monitor):
             raise AssertionError

@@ -24,8 +24,11 @@ def standing_still(monitor: Monitor) -> Iterator[None]:
         monitor.execute("stop", timeout=_LIMIT)
         yield
     except BaseException:
-        with contextlib.suppress(GuestError):  # what happened first is what the person must read
+        try:
             monitor.execute("cont", timeout=_LIMIT)
+        except GuestError:
+            if not monitor.ended:  # it stands still for good; else what happened first is what the person must read
+                raise
         raise
     monitor.execute("cont", timeout=_LIMIT)
 
