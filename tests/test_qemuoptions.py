@@ -43,6 +43,7 @@ PROBLEMS = {
     "zeroes": ({"disk_detect_zeroes": "yes"}, "disk_detect_zeroes", "unmap"),
     "format": ({"format": "vmdk"}, "format", "qcow2"),
     "accelerator": ({"accelerator": "fast"}, "accelerator", "kvm"),
+    "a number of initrds": ({"initrd": 1}, "initrd", "must be a path or a list of paths"),
     "backing without image": ({"use_backing_file": True}, "use_backing_file", "disk_image"),
     "backing and raw": ({"use_backing_file": True, "disk_image": True, "format": "raw"}, "use_backing_file", "qcow2"),
     "resize without image": ({"skip_resize_disk": True}, "skip_resize_disk", "disk_image"),

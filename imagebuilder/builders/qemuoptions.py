@@ -39,7 +39,9 @@ def _steps(value: Any) -> Any:
 
 def _paths(value: Any) -> Any:
     """One path or a list of them; commas belong to the path."""
-    return (value,) if isinstance(value, str) and value else tuple(value or ())
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError(f"must be a path or a list of paths, got {kind(value)}")
+    return (value,) if isinstance(value, str) and value else tuple(value)
 
 
 Rows = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_rows)]
