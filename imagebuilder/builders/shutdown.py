@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
+from imagebuilder.builders.asroot import as_root
 from imagebuilder.builders.qemuoptions import MachineOptions
 from imagebuilder.errors import GuestError
 from imagebuilder.plugins import BuildContext, Communicator, Guest
@@ -57,15 +56,10 @@ def _leave(communicator: Communicator, guest: Guest, options: MachineOptions, ui
     clean = sshkeys.forget(communicator, options, guest.data.get("SSHPublicKey", ""), ui)
     if options.seals:
         with ui.step("Removing what makes this machine one of a kind (host keys, machine-id, logs)"):
-            if communicator.run(_as_root(_SEAL), timeout=300) != 0:
+            if communicator.run(as_root(_SEAL), timeout=300) != 0:
                 ui.warning("The image could not be sealed: its clones may share host keys or machine-id")
                 clean = False
     if not options.skip_compaction:
         with ui.step("Trimming the file systems"):
-            communicator.run(_as_root(_TRIM), timeout=600)
+            communicator.run(as_root(_TRIM), timeout=600)
     return clean
-
-
-def _as_root(script: str) -> str:
-    quoted = shlex.quote(script)
-    return f'if [ "$(id -u)" = 0 ]; then sh -c {quoted}; else sudo -n sh -c {quoted}; fi'

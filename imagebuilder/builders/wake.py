@@ -8,10 +8,10 @@ reseed: a seed is written to /dev/urandom, and ioctl RNDRESEEDCRNG (random(4), L
 from __future__ import annotations
 
 import secrets
-import shlex
 import struct
 import time
 
+from imagebuilder.builders.asroot import as_root
 from imagebuilder.plugins import Communicator
 from imagebuilder.ui import Ui
 
@@ -43,9 +43,7 @@ exit $((12 + failed))
 def wake(communicator: Communicator, ui: Ui) -> None:
     """Set the clock, have the random pool reseeded; a guest where that fails is told of. GuestError: it is lost."""
     words = (f"{time.time():.3f}", _octal(secrets.token_bytes(_SEED)), _octal(program()))
-    inner = " ".join(["sh", "-c", shlex.quote(_SCRIPT), "sh", *map(shlex.quote, words)])
-    command = f'(if [ "$(id -u)" = 0 ]; then {inner}; else sudo -n {inner}; fi) >/dev/null 2>&1'
-    status = communicator.run(command, timeout=_TIMEOUT) or 0
+    status = communicator.run(f"({as_root(_SCRIPT, *words)}) >/dev/null 2>&1", timeout=_TIMEOUT) or 0
     failed = status - 10 if status in range(10, 14) else _NO_CLOCK | _NO_SEED
     if failed & _NO_CLOCK:
         ui.warning("The guest's clock could not be set (that takes root, or sudo without a password)")
