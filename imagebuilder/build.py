@@ -60,8 +60,7 @@ def check(plan: Plan) -> None:
 def run(plan: BuildPlan, ui: Ui, caching: Caching | None = None) -> BuildResult:
     """Run one build to its end; errors become part of the result, an interrupt too once all is cleaned up."""
     began = time.monotonic()
-    for secret in plan.context.sensitive:
-        ui.mask(secret)
+    ui.mask(*plan.context.sensitive)
     name, kept = plan.context.build_name, list[Artifact]()
     try:
         kept = _run(plan, ui, kept, caching or Caching())

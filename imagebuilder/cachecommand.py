@@ -56,8 +56,7 @@ def _of(
         origin = origin_of(plan)
         template, name = origin.template, origin.build
         voice = Ui(name, console.show)
-        for secret in plan.context.sensitive:
-            voice.mask(secret)
+        voice.mask(*plan.context.sensitive)
         found = steps(plan, voice, fetch=False)
         verdicts = judge(found, store, Limits(), template, name)
         theirs |= {step.fingerprint for step in found if step.fingerprint}

@@ -73,8 +73,7 @@ def show_plan(plan: BuildPlan, caching: Caching, console: Console) -> None:
     """`imgbuild plan`: resolved options, steps in order, QEMU's arguments as far as they are known before the run."""
     name = plan.context.build_name
     voice = ui.Ui(name, console.show)
-    for secret in plan.context.sensitive:
-        voice.mask(secret)
+    voice.mask(*plan.context.sensitive)
     outline, verdicts = plan.builder.outline(), _verdicts(plan, caching, voice)
     for key, value in outline.options:
         if "password" in key and isinstance(value, str) and value:

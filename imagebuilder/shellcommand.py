@@ -9,8 +9,9 @@ from typing import cast
 from imagebuilder import plugins
 from imagebuilder.builders.run import Source
 from imagebuilder.builders.session import resumed_guest
+from imagebuilder.caching import origin_of
 from imagebuilder.errors import ImgbuildError, TemplateError
-from imagebuilder.layers.buildlayers import BuildLayers, Origin
+from imagebuilder.layers.buildlayers import BuildLayers
 from imagebuilder.layers.chain import EXPORT, SHUTDOWN, Known, Limits, Step, find, usable
 from imagebuilder.layers.store import Store
 from imagebuilder.ssh.communicator import SshCommunicator
@@ -32,8 +33,7 @@ def open_shell(plan: BuildPlan, at: str, ui: Ui) -> int:
 
     Raises ImgbuildError when there is no such layer, GuestError when it can't be restored.
     """
-    for secret in plan.context.sensitive:
-        ui.mask(secret)
+    ui.mask(*plan.context.sensitive)
     source, store = _source(plan), Store()
     found = steps(plan, ui, fetch=False)
     step = choose(found, at, store, _path(plan))
@@ -42,8 +42,7 @@ def open_shell(plan: BuildPlan, at: str, ui: Ui) -> int:
             "nobody can log in to the machine that was shut down: the build's key is out of it",
             hint="open an earlier step, or try the image: imgbuild boot",
         )
-    origin = Origin(_path(plan), plan.context.build_name)
-    with BuildLayers(found, store, origin, ui, Limits(), step.number) as layers:
+    with BuildLayers(found, store, origin_of(plan), ui, Limits(), step.number) as layers:
         layers.resume()
         if layers.at != step.number:
             raise _missing(step, _path(plan))

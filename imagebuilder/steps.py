@@ -57,8 +57,7 @@ def _step(plan: ProvisionerPlan, sensitive: Collection[str]) -> Step:
 def _title(plan: ProvisionerPlan, sensitive: Collection[str]) -> str:
     """The type, and what a person knows this one by; without secrets: it is shown and kept."""
     voice = Ui("", lambda event: None)
-    for secret in sensitive:
-        voice.mask(secret)
+    voice.mask(*sensitive)
     for name in _SHOWN:
         value = getattr(plan.options, name, None)
         if not value:

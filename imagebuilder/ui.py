@@ -47,9 +47,9 @@ class Ui:
         self._secrets: set[str] = set()
         self._lock = threading.Lock()  # a worker's events leave through one pipe
 
-    def mask(self, secret: str) -> None:
-        """Never show this text again; what is shorter than three characters can't be masked sensibly."""
-        for line in {secret, *secret.splitlines()}:
+    def mask(self, *secrets: str) -> None:
+        """Never show these texts again; what is shorter than three characters can't be masked sensibly."""
+        for line in {part for secret in secrets for part in (secret, *secret.splitlines())}:
             if len(line) >= 3:
                 self._secrets.add(line)
 
