@@ -39,8 +39,8 @@ def write(
     nvram = NVRAM if _ships_nvram(config, options, workspace) else ""
     if nvram:
         shutil.copyfile(workspace.nvram, output.work / nvram)
-    firmware = "uefi" if config.firmware else "bios"
-    return Image(tuple(disks), Machine(config.accelerator, _architecture(config), firmware, nvram))  # type: ignore[arg-type]
+    machine = Machine(config.accelerator, _architecture(config), "uefi" if config.firmware else "bios", nvram)
+    return Image(tuple(disks), machine)
 
 
 def keep(image: Image, layer: Path) -> None:

@@ -17,8 +17,6 @@ from imagebuilder.plugins import Guest
 from imagebuilder.qemu.machine import Machine
 from imagebuilder.ssh.communicator import SshCommunicator
 
-_ALWAYS = "127.0.0.1"
-
 
 @dataclass(frozen=True)
 class Reach:
@@ -71,7 +69,7 @@ class Reach:
             communicator.connect(limit, check=check)
         communicator.attend(machine.check_health)
 
-    def data(self, host: str = _ALWAYS, port: int = 0) -> dict[str, str]:
+    def data(self, host: str = "127.0.0.1", port: int = 0) -> dict[str, str]:
         """What `{{build `Host`}}` and its like find; without a guest that runs, what is known all the same."""
         o, key, data = self.source.options, self.run.key, self.run.data
         ip, _, http_port = self.address.partition(":")

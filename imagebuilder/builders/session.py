@@ -161,9 +161,7 @@ class MachineSession:
     def _put_disks(self, run: Run) -> None:
         """The disks of the layers that we go on from."""
         held = self._layers.held
-        steps = {step.fingerprint: step for step in self._layers.steps}
-        names = [self._layers.name(steps[layer.record.fingerprint]) for layer in held]
-        self._disks.restore(held, names, self._source.image(run))
+        self._disks.restore(held, [self._layers.name(layer.record) for layer in held], self._source.image(run))
 
     def _reach(self, run: Run) -> Reach:
         return Reach(self._source, run, self._evidence)

@@ -159,9 +159,9 @@ class BuildLayers:
         follows = step.number == 0 or step.name == EXPORT or self._parent is not None
         return self._store is not None and bool(step.fingerprint) and follows and not self._spoiled
 
-    def name(self, step: Step) -> str:
+    def name(self, of: Step | Record) -> str:
         """By what the disks of a step's layer are called in the workspace."""
-        return step.fingerprint[:16]
+        return of.fingerprint[:16]
 
     def passed(self, step: Step) -> None:
         """A step is done of which no layer is kept: nothing after it can be, but the finished image."""

@@ -86,7 +86,6 @@ class Known(Protocol):
     """What is asked of a store."""
 
     def find(self, fingerprint: str) -> Layer | None: ...
-    def chain(self, layer: Layer) -> list[Layer]: ...
     def layers(self) -> list[Layer]: ...
 
 
@@ -103,7 +102,7 @@ def usable(step: Step, store: Known, limits: Limits) -> Layer | None:
     if not step.fingerprint or (limits.start is not None and step.number >= limits.start):
         return None
     layer = store.find(step.fingerprint)
-    return layer if layer is not None and not _too_old(layer, store, limits) else None
+    return layer if layer is not None and not _too_old(layer, limits) else None
 
 
 def deepest(steps: Sequence[Step], store: Known, limits: Limits) -> int:
@@ -115,7 +114,7 @@ def _age(layer: Layer) -> float:
     return time.time() - layer.record.since
 
 
-def _too_old(layer: Layer, store: Known, limits: Limits) -> bool:
+def _too_old(layer: Layer, limits: Limits) -> bool:
     return limits.max_age is not None and _age(layer) > limits.max_age
 
 
@@ -149,7 +148,7 @@ def _why(step: Step, store: Known, limits: Limits, known: Sequence[Record], foll
     if limits.start is not None and step.number >= limits.start and store.find(step.fingerprint):
         return "asked for by -from"
     layer = store.find(step.fingerprint)
-    if layer is not None and _too_old(layer, store, limits):
+    if layer is not None and _too_old(layer, limits):
         return f"its layer stems from {duration(_age(layer))} ago (-cache-max-age)"
     before = [record for record in known if record.name == step.name and (record.step == step.number or _own(step))]
     if not before:
