@@ -1,4 +1,4 @@
-"""What every test may use: golden files, and a private cache so that nothing of the user's is touched."""
+"""What every test may use: golden files, a store of layers, and a private cache: nothing of the user's is touched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from imagebuilder.layers.store import Store
+from imagebuilder.ui import Event
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,3 +37,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Downloads and kept answers of tests go to a directory of the test's own, unless a test names a shared one."""
     monkeypatch.setenv("IMGBUILD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("PACKER_CACHE_DIR", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store of layers."""
+    return Store(tmp_path / "layers")
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    """For what a build says: a test hands `told.append` to its Ui."""
+    return []

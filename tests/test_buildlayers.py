@@ -35,16 +35,6 @@ STEPS = steps("one", "two")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "layers")
-
-
-@pytest.fixture
-def told() -> list[Event]:
-    return []
-
-
-@pytest.fixture
 def opened(store: Store, told: list[Event]) -> Callable[..., BuildLayers]:
     def build(
         found: Sequence[Step] = STEPS, limits: Limits | None = None, last: int | None = None, *, on: bool = True

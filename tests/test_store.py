@@ -28,16 +28,6 @@ FILES = {"disk0.qcow2": b"disk" * 5000, "memory.zst": b"memory"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "layers")
-
-
-@pytest.fixture
-def told() -> list[Event]:
-    return []
-
-
-@pytest.fixture
 def ui(told: list[Event]) -> Ui:
     return Ui("test", told.append)
 
